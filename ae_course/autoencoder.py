@@ -210,7 +210,7 @@ def write_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], about: di
     plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}  # copies: shared memory is refused
     write_atomically(path, save(plain, metadata={"ae_course": json.dumps(about)}))
 
-# %% ../nbs/01_autoencoder.ipynb #0c527ebb
+# %% ../nbs/01_autoencoder.ipynb #78add4a3
 def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
     "The tensors and the description in a safetensors file; CheckpointError for anything else. Never unpickles."
     from safetensors import SafetensorError, safe_open
@@ -221,7 +221,8 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("ae_course", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+            # clones, because a tensor within the file may lie unaligned, and sums over such memory round differently
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, about  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}); pickles (.pt, .pth) are refused, they can run code: "
                               "save the model again with save_model") from None  # fmt: skip

@@ -267,15 +267,15 @@ def _log_axis(name: str, values: np.ndarray, wanted: bool) -> bool:
         return False
     return wanted
 
-# %% ../nbs/03_figures.ipynb #ac50634b
+# %% ../nbs/03_figures.ipynb #f4206999
 @_styled
-def curves(lines, *, x: str = "epoch", y: str = "loss", log: bool = True, log_x: bool = False, bands: Mapping | None = None, ordered: bool = False,
-           title: str | None = None, alt: str | None = None, size: tuple[float, float] = (6.4, 3.4)):
+def curves(lines, *, x: str = "epoch", y: str = "loss", log: bool = True, log_x: bool = False, y_range: tuple[float, float] | None = None,
+           bands: Mapping | None = None, ordered: bool = False, title: str | None = None, alt: str | None = None, size: tuple[float, float] = (6.4, 3.4)):
     """Lines with their names at the right end; they differ in colour, dashes and mark.
 
     `lines`: dict label -> values (x = 1, 2, ...), -> tuple (x, y), or -> `History`; or one `History` (training and, where there is one, held-out
-    loss). NaN and None leave a gap. `log`: a logarithmic y axis; linear with a warning where a value is not positive. `bands`: dict label ->
-    (low, high), drawn as a shade behind that line. `ordered`: colours from dark to bright, for labels that are sizes. `size` in inches.
+    loss). NaN and None leave a gap. `log`: a logarithmic y axis; linear with a warning where a value is not positive. `y_range`: its ends, for figures to be
+    compared. `bands`: dict label -> (low, high), a shade behind that line. `ordered`: colours from dark to bright, for labels that are sizes. `size` in inches.
     """
     if hasattr(lines, "rows"):
         lines = {name: lines[key] for name, key in (("training", "loss"), ("held out", "validation_loss")) if key in lines.rows[0]}
@@ -296,22 +296,42 @@ def curves(lines, *, x: str = "epoch", y: str = "loss", log: bool = True, log_x:
         axes.plot(xs, ys, markersize=4, markevery=max(1, len(xs) // 12), **looks[label])
         if label in bands:
             axes.fill_between(xs, *bands[label], color=looks[label]["color"], alpha=0.15, linewidth=0)
-    _ticks(axes, np.unique(finite[0]), log_x)
+    if y_range:
+        axes.set_ylim(*y_range)
+    _x_ticks(axes, np.unique(finite[0]), log_x)
+    _y_ticks(axes)
     if title:
         axes.set_title(title)
     _end_labels(figure, axes, data, looks)
     return figure
 
-# %% ../nbs/03_figures.ipynb #e3542411
-def _ticks(axes, values: np.ndarray, log_x: bool) -> None:
-    "Ticks on the x axis: at the data where they are few and logarithmic, at whole numbers where the data are."
+# %% ../nbs/03_figures.ipynb #8230e73b
+def _x_ticks(axes, values: np.ndarray, log_x: bool) -> None:
+    "Ticks at the data where they are few and the axis is logarithmic, at whole numbers where the data are whole."
     from matplotlib.ticker import MaxNLocator, NullLocator
 
+    if len(values) == 1 and axes.get_xscale() == "linear":
+        axes.set_xlim(values[0] - 1, values[0] + 1)
     if log_x and axes.get_xscale() == "log" and len(values) <= 12:
         axes.set_xticks(values, [f"{v:g}" for v in values])
         axes.xaxis.set_minor_locator(NullLocator())
     elif axes.get_xscale() == "linear" and (values == values.round()).all():
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+
+
+def _y_ticks(axes) -> None:
+    "On a logarithmic axis of less than two decades: ticks at 1, 2, 5 or closer, as plain numbers."
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    low, high = axes.get_ylim()
+    if axes.get_yscale() == "linear" or not 1 < high / low < 100:
+        return
+    ticks = [m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)]
+    if sum(low <= t <= high for t in ticks) < 3:
+        ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+    ticks = [t for t in ticks if low <= t <= high]
+    axes.set_yticks(ticks, [f"{t:.6g}" for t in ticks])
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _end_labels(figure, axes, data: Mapping, looks: Mapping) -> None:
@@ -488,7 +508,7 @@ def _with_scale(figure, limit: float):
     figure.colorbar(ScalarMappable(Normalize(-limit, limit), "RdBu_r"), cax=bar, ticks=[-limit, 0, limit], format="%.2g")
     return figure
 
-# %% ../nbs/03_figures.ipynb #5037c048
+# %% ../nbs/03_figures.ipynb #59bb3c72
 def montage(figures: Mapping, *, columns: int = 2, width: float = 4.2, alt: str | None = None):
     "Finished figures (dict label -> Figure) side by side in one, each `width` inches wide, its label above."
     from matplotlib.image import imread
@@ -504,7 +524,7 @@ def montage(figures: Mapping, *, columns: int = 2, width: float = 4.2, alt: str 
         axes = figure.add_axes((c / columns, 1 - (r * height + 0.25 + tall) / (rows * height), 1 / columns, tall / (rows * height)))
         axes.imshow(panel, aspect="auto", interpolation="antialiased")
         axes.set_axis_off()
-        figure.text((c + 0.5) / columns, 1 - (r * height + 0.06) / (rows * height), label, ha="center", va="top", weight="bold")
+        figure.text((c + 0.5) / columns, 1 - (r * height + 0.06) / (rows * height), label, ha="center", va="top", size=8)
     return figure
 
 # %% ../nbs/03_figures.ipynb #2938e464

@@ -10,7 +10,7 @@ __all__ = ['KINDS', 'BOUNDS', 'LINE', 'NUMBERS', 'OWN', 'KILLED', 'EXIT_CODES', 
            'code_version', 'write_atomic', 'write_json', 'read_json', 'result_of', 'lock', 'plain', 'checked_rows',
            'table', 'preset_of', 'environment', 'clock', 'progress_line', 'Display', 'start_anew', 'whole_lines',
            'message', 'process', 'failure', 'RunFolder', 'Stage', 'slug', 'StagedRun', 'Run', 'given', 'start',
-           'watch_cells', 'execute_cells', 'signals', 'plain_engine', 'NotebookFiles', 'die_with_launcher',
+           'watch_cells', 'execute_cells', 'signals', 'environ', 'plain_engine', 'NotebookFiles', 'die_with_launcher',
            'papermill_process', 'papermill_engine', 'log_entry', 'stop', 'follow', 'verdict', 'tell', 'already_done',
            'take', 'launch', 'grid_cells', 'run_in_process', 'sweep', 'record_lines', 'finished', 'collect',
            'list_experiments', 'open_lab', 'data_command', 'typed_pairs', 'add_run_options', 'parser',
@@ -243,13 +243,13 @@ def parameters_of(name: str) -> dict[str, Parameter]:
         raise ParameterError(f"experiments/{name}.ipynb: {len(found)} cells have the tag 'parameters', expected one: the first code cell")
     return declared(found[0])
 
-# %% ../nbs/90_lab.ipynb #e243fd19
+# %% ../nbs/90_lab.ipynb #d4b19445
 NUMBERS = {"int": (r"[+-]?[0-9]+", int), "float": (r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", float)}
 
 
 def split(text: str) -> list[str]:
     "The parts between commas outside of brackets; an empty text has none."
-    return [part.strip() for part in re.findall(r"(?:\[[^\]]*\]|[^,\[])+", text)]
+    return [part.strip() for part in re.split(r",(?![^\[]*\])", text)] if text.strip() else []
 
 
 def from_text(parameter: Parameter, text: str):
@@ -371,7 +371,7 @@ def result_of(folder: Path) -> dict:
     whole = {"experiment", "parameters", "rows", "environment", "code_version", "seconds"} <= result.keys()
     return result if whole and run_key(result["parameters"]) == folder.name else {}
 
-# %% ../nbs/90_lab.ipynb #c1752e71
+# %% ../nbs/90_lab.ipynb #ad1cf5d9
 def lock(path: Path, wait: float = 0.0):
     "The locked file, to be kept open as long as the lock is needed; Busy, naming the holder, if it is not free within `wait` seconds."
     file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (its life is the lock's)
@@ -382,9 +382,10 @@ def lock(path: Path, wait: float = 0.0):
             break
         except BlockingIOError:
             if time.monotonic() > deadline:
-                file.seek(0)
-                raise Busy(f"{path.parent}: in use by {file.read() or 'another process'}; wait for it or stop it, "
-                           "or choose another folder with --out") from None  # fmt: skip
+                with file:
+                    file.seek(0)
+                    raise Busy(f"{path.parent}: in use by {file.read() or 'another process'}; wait for it or stop it, "
+                               "or choose another folder with --out") from None  # fmt: skip
             time.sleep(0.1)
         except OSError as error:  # a network file system without locks
             print(f"{path.parent}: cannot be locked ({error.strerror}); two runs at once are not kept apart here", file=sys.stderr)
@@ -430,7 +431,7 @@ def table(rows: list[dict]) -> str:
     text = [any(isinstance(row.get(name), str) for row in rows) for name in names]
     return "\n".join("  ".join(c.ljust(w) if t else c.rjust(w) for c, w, t in zip(line, widths, text)).rstrip() for line in lines)
 
-# %% ../nbs/90_lab.ipynb #219e099a
+# %% ../nbs/90_lab.ipynb #04cb2ebf
 def preset_of(name: str, parameters: dict) -> str | None:
     "The preset a run was started with, or that it agrees with."
     if os.environ.get("AE_COURSE_RUN"):
@@ -446,13 +447,13 @@ def environment(name: str, parameters: dict) -> dict:
     if torch:
         from ae_course.training import pick_device
 
-        device = pick_device(parameters.get("device") or "auto")
+        device = pick_device(parameters.get("device") or ("auto" if torch.cuda.is_initialized() else "cpu"))
         device = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return {"python": platform.python_version(), "torch": version("torch"), "numpy": version("numpy"), "ae_course": ae_course.__version__,
             "device": device, "threads": torch.get_num_threads() if torch else None, "machine": platform.machine(),
             "system": platform.system(), "preset": preset_of(name, parameters)}  # fmt: skip
 
-# %% ../nbs/90_lab.ipynb #d8af9279
+# %% ../nbs/90_lab.ipynb #1aff7eaf
 def clock(seconds: float) -> str:
     "Seconds as 0:07, 12:34 or 1:02:03."
     minutes, seconds = divmod(int(seconds), 60)
@@ -461,10 +462,9 @@ def clock(seconds: float) -> str:
 
 def progress_line(entry: dict) -> str:
     "One entry of log.jsonl in words."
-    loss = f" · loss {entry['loss']:.4g}" if isinstance(entry.get("loss"), (int, float)) else ""
-    left = f" · {clock(entry['remaining'])} left" if entry.get("remaining") is not None else ""
-    return (f"{entry['stage']} ({entry['index']}/{entry['of']}) · epoch {entry['epoch']}/{entry['epochs']}{loss}"
-            f" · {entry['fraction']:4.0%} · {clock(entry['elapsed'])}{left}")  # fmt: skip
+    loss = f", loss {entry['loss']:.4g}" if isinstance(entry.get("loss"), (int, float)) else ""
+    return (f"{entry['stage']} ({entry['index']}/{entry['of']}), epoch {entry['epoch']}/{entry['epochs']}{loss}: "
+            f"{entry['fraction']:.0%}, {clock(entry['elapsed'])} gone, {clock(entry['remaining'])} left")  # fmt: skip
 
 
 @dataclass
@@ -531,7 +531,7 @@ def failure(error: BaseException) -> dict:
     trace = "".join(traceback.format_exception(error)).splitlines()[-30:]
     return {"state": state, "exit_code": code, "error": {"type": type(error).__name__, "message": message(error), "traceback": trace}}
 
-# %% ../nbs/90_lab.ipynb #87745537
+# %% ../nbs/90_lab.ipynb #585eee3e
 @dataclass
 class RunFolder:
     "The folder of a run in progress: one writer, a true status."
@@ -555,6 +555,8 @@ class RunFolder:
             before = {}
         self.began, self.seconds_before = time.monotonic(), before.get("seconds", 0.0)
         write_json(self.folder / "params.json", self.parameters)
+        if self.engine:  # what started this may have been asked to stop by now
+            self.heed_stop()
         (self.folder / "stop").unlink(missing_ok=True)
         whole_lines(self.folder / "log.jsonl")
         self.set(state="running", experiment=self.name, engine=self.engine, code_version=version, progress=0.0, **process())
@@ -566,6 +568,11 @@ class RunFolder:
         seconds = round(self.seconds_before + time.monotonic() - self.began, 3)  # those before an interruption included
         self.status |= {**changes, "seconds": seconds, "updated": round(time.time(), 3)}
         write_json(self.folder / "status.json", self.status)
+
+    def heed_stop(self) -> None:
+        "KeyboardInterrupt if whoever started this asked it to stop."
+        if (self.folder / "stop").exists():
+            raise KeyboardInterrupt
 
     def close(self) -> None:
         "Give the folder back; a run that is neither done nor failed by now has failed."
@@ -604,7 +611,7 @@ def slug(text: str) -> str:
     "A label as a file name that cannot leave its folder."
     return re.sub(r"[^A-Za-z0-9=.-]+", "_", text).strip("._")[:60] or "stage"
 
-# %% ../nbs/90_lab.ipynb #161ce8a4
+# %% ../nbs/90_lab.ipynb #44c18ba5
 @dataclass
 class StagedRun(RunFolder):
     "A run folder that hands out stages and keeps their log."
@@ -644,11 +651,6 @@ class StagedRun(RunFolder):
             self.display.show(progress_line(entry))
         self.heed_stop()
 
-    def heed_stop(self) -> None:
-        "KeyboardInterrupt if whoever started this asked it to stop."
-        if (self.folder / "stop").exists():
-            raise KeyboardInterrupt
-
 # %% ../nbs/90_lab.ipynb #26f1ea90
 OWN = ("params.json", "status.json", "result.json", "result.previous.json", "log.jsonl", "notebook.ipynb", "lock", "writer.lock", "stop")
 
@@ -685,7 +687,7 @@ class Run(StagedRun):
         if not self.engine:
             print(f"done in {self.status['seconds']:.0f} s: {self.folder}")
 
-# %% ../nbs/90_lab.ipynb #6323df6c
+# %% ../nbs/90_lab.ipynb #cefd7819
 def given(namespace: dict, parameters: dict[str, Parameter]) -> dict:
     "Values of the parameters in a notebook's namespace; with them every other plain value there, which nobody declared."
     values = {}
@@ -715,7 +717,8 @@ def start(name: str, namespace: dict) -> Run:
         run.open()
     except Exception as error:
         if folder and not isinstance(error, Busy):  # a busy folder's status is its owner's
-            write_json(Path(folder) / "status.json", {**read_json(Path(folder) / "status.json"), **failure(error)})
+            with suppress(OSError):
+                write_json(Path(folder) / "status.json", {**read_json(Path(folder) / "status.json"), **failure(error)})
         raise
     RunFolder.current = run
     namespace.update(values)  # 1 is 1.0 from here on, where a float was declared
@@ -747,7 +750,7 @@ def execute_cells(name: str, parameters: dict) -> None:
         if "parameters" in tags:
             namespace.update(copy.deepcopy(parameters))
 
-# %% ../nbs/90_lab.ipynb #1d3097f7
+# %% ../nbs/90_lab.ipynb #480b5d3d
 @contextmanager
 def signals(handler: Callable):
     "SIGINT and SIGTERM call `handler(number, frame)` meanwhile; in another thread than the main one, nothing changes."
@@ -762,32 +765,39 @@ def signals(handler: Callable):
             signal.signal(number, handler_before)
 
 
+@contextmanager
+def environ(settings: dict):
+    "`settings` in this process's environment meanwhile."
+    before = {key: os.environ.get(key) for key in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
 def plain_engine(name: str, parameters: dict, folder: Path, settings: dict) -> tuple[list[int], str]:
-    "Run in this process, `settings` added to its environment; returns the signals that came, and an empty text."
-    asked, before, RunFolder.current = [], dict(os.environ), None
+    "Run in this process, `settings` added to its environment; returns the signals that came, and the error if there was one."
+    asked, said, RunFolder.current = [], "", None
 
     def interrupt(number, frame):
         asked.append(number)
         raise KeyboardInterrupt
 
-    os.environ.update({"MPLBACKEND": "Agg", **os.environ, **settings})
     try:
-        with signals(interrupt):
+        with environ({"MPLBACKEND": os.environ.get("MPLBACKEND", "Agg"), **settings}), signals(interrupt):
             execute_cells(name, parameters)
     except BaseException as error:  # noqa: BLE001 (whatever it was, it goes on record)
+        said = f"{type(error).__name__}: {error}"
         with suppress(OSError):
             if RunFolder.current:
                 RunFolder.current.set(**failure(error))
             elif read_json(folder / "status.json").get("state") == "starting":  # else the guard has said it
                 write_json(folder / "status.json", {**read_json(folder / "status.json"), **failure(error)})
-        return asked, f"{type(error).__name__}: {error}"
-    else:
-        return asked, ""
-    finally:
-        if RunFolder.current:
-            RunFolder.current.close()
-        os.environ.clear()
-        os.environ.update(before)
+    if RunFolder.current:
+        RunFolder.current.close()
+    return asked, said
 
 # %% ../nbs/90_lab.ipynb #64c70d2d
 class NotebookFiles:
@@ -858,10 +868,11 @@ def papermill_engine(name: str, parameters: dict, folder: Path, settings: dict) 
         said.seek(0)
         return asked, said.read().decode("utf-8", "replace")
 
-# %% ../nbs/90_lab.ipynb #df24b8cf
+# %% ../nbs/90_lab.ipynb #a7bae3ca
 def log_entry(log: Path, offset: int) -> tuple[dict, int]:
     "The last whole entry of a log behind `offset`, {} if there is none, and the offset behind it."
     with suppress(OSError), open(log, "rb") as file:
+        offset = offset if offset <= file.seek(0, os.SEEK_END) else 0  # the run began anew
         file.seek(offset)
         new = file.read()
         whole = new[: new.rfind(b"\n") + 1]
@@ -875,13 +886,12 @@ def stop(child: subprocess.Popen, folder: Path, urgent: bool) -> None:
     "Ask the kernel to stop after its step; if it has not begun, or it is urgent, kill it."
     status = read_json(folder / "status.json")
     with suppress(OSError):
-        if status.get("state") == "running" and not urgent:
-            (folder / "stop").touch()
-            os.kill(status["pid"], signal.SIGINT)
-            return
+        (folder / "stop").touch()
+    with suppress(OSError):
         if status.get("state") == "running":
-            os.kill(status["pid"], signal.SIGKILL)
-    child.kill()
+            os.kill(status["pid"], signal.SIGKILL if urgent else signal.SIGINT)
+    if urgent or status.get("state") != "running":
+        child.kill()
 
 
 def follow(child: subprocess.Popen, folder: Path) -> list[int]:
@@ -903,7 +913,7 @@ def follow(child: subprocess.Popen, folder: Path) -> list[int]:
     display.close()
     return asked
 
-# %% ../nbs/90_lab.ipynb #6098574f
+# %% ../nbs/90_lab.ipynb #de2845ae
 KILLED = ("its process was killed, most often for want of memory: try a smaller batch_size or model; "
           "the same command goes on from the last checkpoint")  # fmt: skip
 
@@ -912,6 +922,8 @@ def verdict(folder: Path, asked: list[int], said: str) -> dict:
     "The final status of a run: as its process wrote it, or as it must have been."
     status = read_json(folder / "status.json")
     unwritten, last = status.get("state") in ("starting", "running", None), said.strip().splitlines()[-3:]
+    if last and last[0].startswith("Busy:"):  # then the status is the other's
+        return {"state": "busy", "exit_code": 5, "error": {"message": " ".join(last)[6:]}}
     if result_of(folder) and (unwritten or "error" not in status):
         state, code, text = "done", 0, None
     elif asked and (unwritten or status["state"] == "interrupted"):
@@ -921,8 +933,7 @@ def verdict(folder: Path, asked: list[int], said: str) -> dict:
     elif unwritten and status.get("state") == "running":
         state, code, text = "killed", 7, KILLED
     elif unwritten:
-        code = 5 if any(line.startswith("Busy:") for line in last) else 1
-        state, text = "failed", " ".join(last) or "the kernel did not start"
+        state, code, text = "failed", 1, " ".join(last) or "the kernel did not start"
     else:
         return status
     status |= {"state": state, "exit_code": code} | ({"error": {"message": text}} if text else {})
@@ -951,7 +962,7 @@ def already_done(name: str, folder: Path) -> int:
         print(f"made by code version {result['code_version']}, this is {now}: run again with --force", file=sys.stderr)
     return 0
 
-# %% ../nbs/90_lab.ipynb #b7dba05f
+# %% ../nbs/90_lab.ipynb #f820b8db
 def take(folder: Path):
     "Make the run folder and lock it; OSError, before anything is trained, where it cannot be written."
     try:
@@ -977,6 +988,7 @@ def launch(name: str, preset: str | None = None, file: str | Path | None = None,
         lock(folder / "writer.lock", wait=10.0).close()  # a kernel whose launcher was killed lives on for a moment
         if force:
             start_anew(folder, "--force")
+        (folder / "stop").unlink(missing_ok=True)
         write_json(folder / "params.json", parameters)
         before = {key: value for key, value in read_json(folder / "status.json").items() if key in ("code_version", "seconds")}
         write_json(folder / "status.json", {**before, "state": "starting", "experiment": name, "engine": engine, **process()})
@@ -1036,7 +1048,7 @@ def sweep(name: str, grid: Iterable[str], preset: str | None = None, file: str |
     print(f"{table(failed if failed and not dry_run else summary)}\n{len(summary) - len(failed)} of {len(summary)} runs done")
     return 0 if dry_run or not failed else code if code in (130, 143) else 1
 
-# %% ../nbs/90_lab.ipynb #41c22db4
+# %% ../nbs/90_lab.ipynb #ab22ddfe
 def record_lines(key: str, result: dict) -> list[dict]:
     "The lines that a finished run adds to a results table: key, preset, scalar parameters, its rows, then where they come from."
     about = result["environment"]
@@ -1060,7 +1072,8 @@ def finished(name: str, chosen: Iterable[str] = (), out: str | None = None, mixe
     if len(versions) > len({preset for preset, _ in versions}) and not mixed:
         listed = "\n  ".join(f"{preset}: {version}, run {key}" for (preset, version), key in sorted(versions.items(), key=str))
         raise ParameterError(f"runs of one preset by different code versions; run them again with --force, or add --mixed:\n  {listed}")
-    return sorted(found, key=lambda item: (str(item[1]["environment"].get("preset")), json.dumps(item[1]["parameters"], sort_keys=True)))
+    rank = lambda value: (0, value, "") if isinstance(value, (int, float)) else (1, 0, json.dumps(value))  # 2 before 10
+    return sorted(found, key=lambda item: (str(item[1]["environment"].get("preset")), [rank(v) for v in item[1]["parameters"].values()]))
 
 
 def collect(name: str, chosen: Iterable[str] = (), out: str | None = None, target: str | None = None, mixed: bool = False) -> Path:

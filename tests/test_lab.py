@@ -77,6 +77,7 @@ def test_list_of_the_course_itself():
         (("sizes", "784,2,2.5"), "sizes[2]: got '2.5', expected an integer of at least 1"),
         (("sizes", "[4,0]"), "sizes[1]: got 0, expected an integer of at least 1"),
         (("sizes", "[]"), "sizes: got [], expected a list"),
+        (("sizes", "1,,2"), "sizes[1]: got ''"),
         (("limit", "0"), "limit: got 0"),
     ],
 )
@@ -144,7 +145,8 @@ def test_an_unknown_name_is_refused(lab, args, says):
 
 
 @pytest.mark.parametrize(
-    "cell", ["import os", "n = 3", "n: int", "d: dict = {}", "n: int = 0  # >= 1: ", "x: float = 1e999", "n: int = 1 + 1", "n: int = 2  # > x: "]
+    "cell",
+    ["import os", "n = 3", "n: int", "d: dict = {}", "n: int = 0  # >= 1: ", "x: float = 1e999", "n: int = 1 + 1", "n: int = 2  # > x: "],
 )
 def test_a_parameters_cell_must_be_declarations(cell):
     with pytest.raises(module.ParameterError, match="parameters cell: got"):
@@ -613,7 +615,7 @@ def test_a_killed_sweep_leaves_no_run_behind(lab):
 
 
 def test_collect_writes_one_sorted_table(lab):
-    assert lab("sweep", "count", "--grid", "seed=1,0", "--engine", "plain").returncode == 0
+    assert lab("sweep", "count", "--grid", "seed=10,2", "--engine", "plain").returncode == 0
     assert lab("run", "count", "--preset", "smoke", "--engine", "plain").returncode == 0
     for _ in range(2):
         result = lab("collect", "count")
@@ -621,7 +623,7 @@ def test_collect_writes_one_sorted_table(lab):
         raw = (lab.nbs / "experiments" / "results" / "count.csv").read_bytes()
         assert b"\r" not in raw
         rows = list(csv.DictReader(raw.decode().splitlines()))
-        assert [(row["preset"], row["seed"], row["z"]) for row in rows] == [("laptop", s, z) for s in "01" for z in "12"]
+        assert [(row["preset"], row["seed"], row["z"]) for row in rows] == [("laptop", s, z) for s in ("2", "10") for z in "12"]
     names = ["run", "preset", "steps", "seed", "rate", "flag", "mode", "limit", "z", "mse"]
     assert list(rows[0]) == [*names, "device", "python", "torch", "numpy", "ae_course", "code_version", "run_seconds"]
     assert "sizes" not in rows[0] and float(rows[1]["mse"]) == 0.25 and rows[0]["limit"] == ""
