@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/03_figures.ipynb #a369b1d8
+# %% ../nbs/03_figures.ipynb #f7d3bda3
 DPI = 144
 STYLE = {
     "figure.facecolor": "white", "savefig.facecolor": "white", "font.size": 9, "axes.titlesize": 9, "figure.titlesize": 10,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "0.9", "axes.axisbelow": True, "lines.linewidth": 1.4,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "0.9",
+    "axes.axisbelow": True, "lines.linewidth": 1.4,
 }  # fmt: skip
 
 
@@ -51,6 +52,13 @@ def _figure(width: float, height: float, alt: str, **options):
     figure = Figure((width, height), dpi=DPI, **options)
     FigureCanvasAgg(figure)
     figure.alt, figure._repr_mimebundle_ = alt, partial(_bundle, figure)
+    return figure
+
+
+def _settled(figure):
+    "The figure with its layout computed once and then fixed: drawn twice, it gives the same pixels twice."
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     return figure
 
 # %% ../nbs/03_figures.ipynb #1483c0ac
@@ -101,9 +109,9 @@ def show(figure, alt: str | None = None) -> None:
     else:
         display(_bundle(figure, alt=alt), raw=True)
 
-# %% ../nbs/03_figures.ipynb #ad9e56c4
+# %% ../nbs/03_figures.ipynb #d4cff252
 def _as_images(images, where: str, value_range=(0, 1), clip: bool = False) -> np.ndarray:
-    "Brightness (N, H, W, 3) in [0, 1] by (3.1) of float or uint8 images (N, C, H, W), or of `Images`; ValueError with got / expected otherwise."
+    "Brightness (N, H, W, 3) in [0, 1] by (3.1) of float or uint8 images (N, C, H, W), or of `Images`; ValueError otherwise."
     images = getattr(images, "x", images)
     images = torch.as_tensor(images).detach().cpu()
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
@@ -115,7 +123,8 @@ def _as_images(images, where: str, value_range=(0, 1), clip: bool = False) -> np
     else:
         raise ValueError(f"{where}: got {images.dtype}, expected floats in {value_range} or uint8 bytes")
     if not values.isfinite().all():
-        raise ValueError(f"{where}: {int((~values.isfinite()).sum())} values are NaN or infinite, expected numbers between {low} and {high}")
+        bad = int((~values.isfinite()).sum())
+        raise ValueError(f"{where}: got {bad} values that are NaN or infinite, expected numbers from {low} to {high}")
     slack = (high - low) / 510  # half a step of a byte: rounding, which no screen can show
     if not clip and (values.min() < low - slack or values.max() > high + slack):
         raise ValueError(
@@ -145,15 +154,18 @@ def _width(texts: Sequence[str], size: float = 9) -> float:
     boxes = [figure.text(0, 0, t, size=size).get_window_extent(figure.canvas.get_renderer()) for t in texts]
     return max((box.width for box in boxes), default=0) / DPI
 
-# %% ../nbs/03_figures.ipynb #1de151b8
+# %% ../nbs/03_figures.ipynb #3d047aeb
 @_styled
-def image_grid(rows, *, labels: Sequence[str] | None = None, columns: int | None = None, headers: Sequence[str] | None = None, title: str | None = None,
-               alt: str | None = None, value_range: tuple[float, float] = (0, 1), clip: bool = False, scale: int | None = None):
+def image_grid(
+    rows, *, labels: Sequence[str] | None = None, columns: int | None = None, headers: Sequence[str] | None = None,
+    title: str | None = None, alt: str | None = None, value_range: tuple[float, float] = (0, 1), clip: bool = False,
+    scale: int | None = None,
+):  # fmt: skip
     """Rows of images, labelled at the left, every pixel a square, one fixed range for all.
 
-    `rows`: dict label -> images or a sequence of images, each (N, C, H, W) float in `value_range`, uint8, or `Images`; one such set alone is
-    broken into rows of `columns` (default 10). `headers` stand above the columns. ValueError for other shapes and for values outside the range,
-    unless `clip`. `scale`: screen pixels an image pixel; by default an image is about 80 pixels wide.
+    `rows`: dict label -> images or a sequence of images, each (N, C, H, W) float in `value_range`, uint8, or `Images`; one such set
+    alone is broken into rows of `columns` (default 10). `headers` stand above the columns. ValueError for other shapes and for values
+    outside the range, unless `clip`. `scale`: screen pixels an image pixel; by default an image is about 80 pixels wide.
     """
     if isinstance(rows, Mapping):
         labels, rows = list(rows), list(rows.values())
@@ -165,21 +177,23 @@ def image_grid(rows, *, labels: Sequence[str] | None = None, columns: int | None
         raise ValueError(f"image_grid: got {len(labels)} labels for {len(rows)} rows, expected one each and at least one row")
     rows = [_as_images(row, f"row {label or r!r}", value_range, clip) for r, (label, row) in enumerate(zip(labels, rows))]
     if len({row.shape[1:] for row in rows}) > 1:
-        raise ValueError(f"image_grid: got images of {', '.join(sorted({f'{r.shape[1]} x {r.shape[2]}' for r in rows}))} pixels, expected one size")
+        sizes = ", ".join(sorted({f"{row.shape[1]} x {row.shape[2]}" for row in rows}))
+        raise ValueError(f"image_grid: got images of {sizes} pixels, expected one size")
     if headers is not None and len(headers) != max(map(len, rows)):
         raise ValueError(f"headers: got {len(headers)}, expected {max(map(len, rows))}, one a column")
     canvas = _tile(rows, scale or max(1, round(80 / rows[0].shape[2])))
     alt = alt or f"Grid of images, {len(rows)} rows of {max(map(len, rows))}" + (f": {', '.join(labels)}" if any(labels) else "")
     return _frame(canvas, labels, headers or [], title, alt)
 
-# %% ../nbs/03_figures.ipynb #32f685c9
+# %% ../nbs/03_figures.ipynb #19d8e5a7
 def _frame(canvas: np.ndarray, labels: Sequence[str], headers: Sequence[str], title: str | None, alt: str):
     "The figure around a canvas, exactly one screen pixel for each of its pixels; row labels at the left, headers above, title on top."
     height, width = (s / DPI for s in canvas.shape[:2])
     left, pad = (_width(labels) + 0.12 if any(labels) else 0.06), 0.06
     over = 0.22 if any(headers) else 0.0
     top = pad + over + (0.24 if title else 0.0)
-    room = max(left + width + pad, left + width / 2 + _width([title], 10) / 2 + pad, _width([title], 10) + 2 * pad) if title else left + width + pad
+    words = _width([title], 10) if title else 0.0
+    room = max(left + width, left + (width + words) / 2, words + pad) + pad
     whole = [math.ceil(s * DPI) / DPI for s in (room, top + height + pad)]
     figure = _figure(*whole, alt)
     at = [round(s * DPI) / DPI for s in (left, pad)]  # on a whole pixel, else the squares blur
@@ -193,11 +207,11 @@ def _frame(canvas: np.ndarray, labels: Sequence[str], headers: Sequence[str], ti
         at_x = left + width * (c + 0.5) / len(headers)
         figure.text(at_x / whole[0], (at[1] + height + 0.05) / whole[1], header, ha="center", va="bottom", size=max(size, 5))
     if title:
-        middle = max(left + width / 2, _width([title], 10) / 2 + pad)
+        middle = max(left + width / 2, words / 2 + pad)
         figure.text(middle / whole[0], 1 - 0.05 / whole[1], title, ha="center", va="top", size=10)
     return figure
 
-# %% ../nbs/03_figures.ipynb #0f61711b
+# %% ../nbs/03_figures.ipynb #e944b912
 def reconstruction_grid(x, x_hat, **options):
     """Originals `x` in the top row, reconstructions below; all (N, C, H, W) of one shape.
 
@@ -208,7 +222,8 @@ def reconstruction_grid(x, x_hat, **options):
     for label, row in rows.items():
         if tuple(row.shape) != shape:
             raise ValueError(f"{label}: got shape {tuple(row.shape)}, expected that of the originals, {shape}")
-    options.setdefault("alt", f"Top row: {shape[0]} originals; below them their reconstructions, a row each for {', '.join(map(str, rows))}")
+    names = ", ".join(map(str, rows))
+    options.setdefault("alt", f"Top row: {shape[0]} originals; below them their reconstructions, a row each for {names}")
     return image_grid({"original": x} | rows, **options)
 
 # %% ../nbs/03_figures.ipynb #4bf15c72
@@ -218,9 +233,11 @@ def pick(n: int, of: int, seed: int = 0) -> Tensor:
         raise ValueError(f"pick: got n = {n}, expected 1 to {of}, the number of images")
     return torch.randperm(of, generator=torch.Generator().manual_seed(seed))[:n].sort().values
 
-# %% ../nbs/03_figures.ipynb #2117c1a8
+# %% ../nbs/03_figures.ipynb #ea569217
 COLORS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]  # Okabe and Ito (2008) without yellow
-CLASS_COLORS = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]  # Petroff (2021)
+CLASS_COLORS = [  # Petroff (2021)
+    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
+]  # fmt: skip
 DASHES = ["-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2))]
 MARKS = "osD^vPX<>*"
 
@@ -248,7 +265,7 @@ def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.
     result[order] = places
     return result
 
-# %% ../nbs/03_figures.ipynb #41990cb4
+# %% ../nbs/03_figures.ipynb #2b6320fb
 def _points(label: str, line) -> tuple[np.ndarray, np.ndarray]:
     "x and y of a line given as values (x counts from 1), as a tuple (x, y), or as a `History` (its loss)."
     line = line["loss"] if hasattr(line, "rows") else line
@@ -260,22 +277,26 @@ def _points(label: str, line) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def _log_axis(name: str, values: np.ndarray, wanted: bool) -> bool:
-    "Whether the axis can be logarithmic; a warning where it was asked for and cannot."
-    if wanted and (values <= 0).any():
+def _axis_scale(name: str, values: np.ndarray, log: bool) -> str:
+    "\"log\" or \"linear\"; linear with a warning where a logarithmic axis was asked for and cannot be."
+    if log and (values <= 0).any():
         warnings.warn(f"{name}: the smallest value is {values.min():.3g}, which has no logarithm; drawn on a linear axis", stacklevel=4)
-        return False
-    return wanted
+        return "linear"
+    return "log" if log else "linear"
 
-# %% ../nbs/03_figures.ipynb #f4206999
+# %% ../nbs/03_figures.ipynb #0607265a
 @_styled
-def curves(lines, *, x: str = "epoch", y: str = "loss", log: bool = True, log_x: bool = False, y_range: tuple[float, float] | None = None,
-           bands: Mapping | None = None, ordered: bool = False, title: str | None = None, alt: str | None = None, size: tuple[float, float] = (6.4, 3.4)):
+def curves(
+    lines, *, x: str = "epoch", y: str = "loss", log: bool = True, log_x: bool = False, y_range: tuple[float, float] | None = None,
+    bands: Mapping | None = None, ordered: bool = False, title: str | None = None, alt: str | None = None,
+    size: tuple[float, float] = (6.4, 3.4),
+):  # fmt: skip
     """Lines with their names at the right end; they differ in colour, dashes and mark.
 
-    `lines`: dict label -> values (x = 1, 2, ...), -> tuple (x, y), or -> `History`; or one `History` (training and, where there is one, held-out
-    loss). NaN and None leave a gap. `log`: a logarithmic y axis; linear with a warning where a value is not positive. `y_range`: its ends, for figures to be
-    compared. `bands`: dict label -> (low, high), a shade behind that line. `ordered`: colours from dark to bright, for labels that are sizes. `size` in inches.
+    `lines`: dict label -> values (x = 1, 2, ...), -> tuple (x, y), or -> `History`; or one `History` (training and, where there is one,
+    held-out loss). NaN and None leave a gap. `log`: a logarithmic y axis; linear with a warning where a value is not positive.
+    `y_range`: its ends, for figures to be compared. `bands`: dict label -> (low, high), a shade behind that line.
+    `ordered`: colours from dark to bright, for labels that are sizes. `size` in inches.
     """
     if hasattr(lines, "rows"):
         lines = {name: lines[key] for name, key in (("training", "loss"), ("held out", "validation_loss")) if key in lines.rows[0]}
@@ -286,11 +307,12 @@ def curves(lines, *, x: str = "epoch", y: str = "loss", log: bool = True, log_x:
     for label, band in bands.items():
         if label not in data or any(len(side) != len(data[label][1]) for side in band):
             raise ValueError(f"bands[{label!r}]: expected (low, high) of a line's name and length; lines: {', '.join(data)}")
-    figure = _figure(size[0], max(size[1], 0.17 * len(data) + 0.8), alt or f"{y} against {x}, lines for {', '.join(data)}", layout="constrained")
+    alt = alt or f"{y} against {x}, lines for {', '.join(data)}"
+    figure = _figure(size[0], max(size[1], 0.17 * len(data) + 0.8), alt, layout="constrained")
     axes = figure.add_subplot()
     finite = [np.concatenate(v)[np.isfinite(np.concatenate(v))] for v in zip(*data.values())]
     finite[1] = np.concatenate([finite[1], *(side[np.isfinite(side)] for band in bands.values() for side in band)])
-    axes.set(xlabel=x, ylabel=y, xscale="log" if _log_axis(x, finite[0], log_x) else "linear", yscale="log" if _log_axis(y, finite[1], log) else "linear")
+    axes.set(xlabel=x, ylabel=y, xscale=_axis_scale(x, finite[0], log_x), yscale=_axis_scale(y, finite[1], log))
     looks = dict(zip(data, _looks(len(data), ordered)))
     for label, (xs, ys) in data.items():
         axes.plot(xs, ys, markersize=4, markevery=max(1, len(xs) // 12), **looks[label])
@@ -303,9 +325,9 @@ def curves(lines, *, x: str = "epoch", y: str = "loss", log: bool = True, log_x:
     if title:
         axes.set_title(title)
     _end_labels(figure, axes, data, looks)
-    return figure
+    return _settled(figure)
 
-# %% ../nbs/03_figures.ipynb #8230e73b
+# %% ../nbs/03_figures.ipynb #d950b88a
 def _x_ticks(axes, values: np.ndarray, log_x: bool) -> None:
     "Ticks at the data where they are few and the axis is logarithmic, at whole numbers where the data are whole."
     from matplotlib.ticker import MaxNLocator, NullLocator
@@ -333,13 +355,14 @@ def _y_ticks(axes) -> None:
     axes.set_yticks(ticks, [f"{t:.6g}" for t in ticks])
     axes.yaxis.set_minor_locator(NullLocator())
 
-
+# %% ../nbs/03_figures.ipynb #1ef35206
 def _end_labels(figure, axes, data: Mapping, looks: Mapping) -> None:
     "Each line's name beside its last finite point, with a sample of the line, pushed apart where they would overlap."
     from matplotlib.lines import Line2D
 
-    for label in data:  # invisible, so that the layout leaves room for the longest name
-        axes.annotate(label, (1.13, 0.5), xycoords="axes fraction", alpha=0, annotation_clip=False)
+    for label, (xs, ys) in data.items():  # invisible, so that the layout leaves room for the longest name
+        lost = "" if np.isfinite(xs + ys).any() else " (no finite value)"
+        axes.annotate(label + lost, (1.13, 0.5), xycoords="axes fraction", alpha=0, annotation_clip=False)
     figure.draw_without_rendering()
     box = axes.get_window_extent()
     ends = {}
@@ -354,20 +377,23 @@ def _end_labels(figure, axes, data: Mapping, looks: Mapping) -> None:
         axes.add_line(Line2D([1.045, 1.08, 1.115], [place] * 3, markersize=4, markevery=[1], **looks[label], **options))
         axes.text(1.13, place, label + ("" if end is not None else " (no finite value)"), va="center", transform=axes.transAxes)
 
-# %% ../nbs/03_figures.ipynb #b2d18c48
+# %% ../nbs/03_figures.ipynb #38e86d75
 @_styled
-def dots(values: Mapping, *, x: str = "", reference: float | None = None, log: bool = False, title: str | None = None, alt: str | None = None):
+def dots(
+    values: Mapping, *, x: str = "", reference: float | None = None, log: bool = False, title: str | None = None, alt: str | None = None,
+):  # fmt: skip
     """One row for each name: a point, and a bar where there is an interval.
 
-    `values`: dict name -> number or (estimate, low, high), for one series, or dict series -> such a dict, for several (same names). `reference`: a dashed line.
-    A NaN estimate is written "undefined".
+    `values`: dict name -> number or (estimate, low, high) for one series; dict series -> such a dict for several, with the same names.
+    `reference`: a dashed line. A NaN estimate is written "undefined".
     """
     series = values if all(isinstance(v, Mapping) for v in values.values()) else {"": values}
     names = list(next(iter(series.values()), {}))
     if not names or any(list(s) != names for s in series.values()):
         raise ValueError("dots: got series of different names or none, expected the same names in each")
     table = {label: np.array([np.broadcast_to(np.asarray(v, float), 3) for v in s.values()]) for label, s in series.items()}
-    figure = _figure(6.4, 0.75 + (0.16 + 0.13 * len(series)) * len(names), alt or f"{x} of {', '.join(map(str, names))}, points with intervals", layout="constrained")
+    alt = alt or f"{x} of {', '.join(map(str, names))}, points with intervals"
+    figure = _figure(6.4, 0.75 + (0.16 + 0.13 * len(series)) * len(names), alt, layout="constrained")
     axes = figure.add_subplot()
     if reference is not None:
         axes.axvline(reference, color="0.4", linestyle="--", linewidth=1, zorder=1)
@@ -378,7 +404,8 @@ def dots(values: Mapping, *, x: str = "", reference: float | None = None, log: b
         axes.plot(rows[:, 0], at, linestyle="none", markersize=5, color=look["color"], marker=look["marker"], label=label)
         for place in at[np.isnan(rows[:, 0])]:
             axes.text(0.01, place, "undefined", transform=axes.get_yaxis_transform(), va="center", color="0.35")
-    axes.set(xlabel=x, xscale="log" if _log_axis(x, np.concatenate([rows[np.isfinite(rows)] for rows in table.values()]), log) else "linear")
+    finite = np.concatenate([rows[np.isfinite(rows)] for rows in table.values()])
+    axes.set(xlabel=x, xscale=_axis_scale(x, finite, log))
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(False, axis="y")
@@ -386,39 +413,9 @@ def dots(values: Mapping, *, x: str = "", reference: float | None = None, log: b
         axes.set_title(title)
     if len(series) > 1:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    return figure
+    return _settled(figure)
 
-# %% ../nbs/03_figures.ipynb #370a3f9e
-@_styled
-def latent_scatter(z, labels=None, classes: Sequence[str] | None = None, *, limit: int = 2000, seed: int = 0, title: str | None = None, alt: str | None = None,
-                   axes_labels: tuple[str, str] = ("$z_1$", "$z_2$")):
-    """Codes `z` (N, 2) as points; classes differ in colour and mark and are named at their median and in the legend.
-
-    `labels` (N,) integers, -1 = unlabelled (grey); None draws all points alike. `classes`: names by number. More than `limit` points: a subsample fixed by `seed`.
-    """
-    z = torch.as_tensor(z).detach().cpu().double()
-    if z.ndim != 2 or z.shape[1] != 2 or not len(z) or not z.isfinite().all():
-        raise ValueError(f"z: got shape {tuple(z.shape)}, expected (N, 2), finite; choose two columns, z[:, :2], or project the codes first")
-    labels = torch.full((len(z),), -1) if labels is None else torch.as_tensor(labels).detach().cpu().long()
-    if labels.shape != z.shape[:1]:
-        raise ValueError(f"labels: got shape {tuple(labels.shape)}, expected ({len(z)},), one a code")
-    if len(z) > limit:
-        z, labels = (t[pick(limit, len(t), seed)] for t in (z, labels))
-    figure = _figure(5.6, 4.2, alt or f"Scatter plot of {len(z)} codes" + ("" if (labels < 0).all() else ", by class"), layout="constrained")
-    axes, names = figure.add_subplot(), []
-    for k in labels.unique().tolist():
-        points, name = z[labels == k], "unlabelled" if k < 0 else str(classes[k] if classes else k)
-        color, mark = ("0.5", ".") if k < 0 else (CLASS_COLORS[k % 10], MARKS[(k + k // 10) % 10])
-        axes.scatter(*points.T, s={"*": 34, "P": 24, "X": 24}.get(mark, 15), color=color, marker=mark, linewidths=0, label=name)
-        if k >= 0:
-            names.append((name, *points.median(0).values.tolist()))
-    axes.set(xlabel=axes_labels[0], ylabel=axes_labels[1], title=title)
-    if (labels >= 0).any():
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=1.6)
-    _place_names(figure, axes, names)
-    return figure
-
-
+# %% ../nbs/03_figures.ipynb #1767d5b7
 def _place_names(figure, axes, names: Sequence[tuple[str, float, float]]) -> None:
     "Names (name, x, y) on the points, dark on a white edge, moved up or down from their places until no two overlap."
     from matplotlib.patheffects import withStroke
@@ -439,17 +436,53 @@ def _place_names(figure, axes, names: Sequence[tuple[str, float, float]]) -> Non
     for text, centre in zip(texts, centres):
         text.set_position(axes.transData.inverted().transform(centre))
 
-# %% ../nbs/03_figures.ipynb #0092d6e6
+# %% ../nbs/03_figures.ipynb #b10d098d
+@_styled
+def latent_scatter(
+    z, labels=None, classes: Sequence[str] | None = None, *, limit: int = 2000, seed: int = 0, title: str | None = None,
+    alt: str | None = None, axes_labels: tuple[str, str] = ("$z_1$", "$z_2$"),
+):  # fmt: skip
+    """Codes `z` (N, 2) as points; classes differ in colour and mark and are named at their median and in the legend.
+
+    `labels` (N,) integers, -1 = unlabelled (grey); None draws all points alike. `classes`: names by number.
+    Of more than `limit` points a subsample is drawn, fixed by `seed`.
+    """
+    z = torch.as_tensor(z).detach().cpu().double()
+    if z.ndim != 2 or z.shape[1] != 2 or not len(z) or not z.isfinite().all():
+        raise ValueError(f"z: got shape {tuple(z.shape)}, expected (N, 2), all finite; choose two columns, z[:, :2], or project the codes")
+    labels = torch.full((len(z),), -1) if labels is None else torch.as_tensor(labels).detach().cpu().long()
+    if labels.shape != z.shape[:1]:
+        raise ValueError(f"labels: got shape {tuple(labels.shape)}, expected ({len(z)},), one a code")
+    if len(z) > limit:
+        z, labels = (t[pick(limit, len(t), seed)] for t in (z, labels))
+    alt = alt or f"Scatter plot of {len(z)} codes" + ("" if (labels < 0).all() else ", by class")
+    figure = _figure(5.6, 4.2, alt, layout="constrained")
+    axes, names = figure.add_subplot(), []
+    for k in labels.unique().tolist():
+        points, name = z[labels == k], "unlabelled" if k < 0 else str(classes[k] if classes else k)
+        color, mark = ("0.5", ".") if k < 0 else (CLASS_COLORS[k % 10], MARKS[(k + k // 10) % 10])
+        axes.scatter(*points.T, s={"*": 34, "P": 24, "X": 24}.get(mark, 15), color=color, marker=mark, linewidths=0, label=name)
+        if k >= 0:
+            names.append((name, *points.median(0).values.tolist()))
+    axes.set(xlabel=axes_labels[0], ylabel=axes_labels[1], title=title)
+    if (labels >= 0).any():
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=1.6)
+    _place_names(figure, axes, names)
+    return _settled(figure)
+
+# %% ../nbs/03_figures.ipynb #7ada921f
 def code_grid(extent: tuple[float, float, float, float] = (-3, 3, -3, 3), steps: int = 12) -> Tensor:
-    "Codes (steps * steps, 2) on a regular grid over `extent` = (left, right, bottom, top), in the order of `latent_map`: rows from the top, each from the left."
+    "Codes (steps * steps, 2), regular over `extent` = (left, right, bottom, top), as `latent_map` reads them: from the top left, by rows."
     left, right, bottom, top = extent
     z_2, z_1 = torch.meshgrid(torch.linspace(top, bottom, steps), torch.linspace(left, right, steps), indexing="ij")
     return torch.stack([z_1.flatten(), z_2.flatten()], 1)
 
 
 @_styled
-def latent_map(images, extent: tuple[float, float, float, float] = (-3, 3, -3, 3), *, title: str | None = None, alt: str | None = None, value_range=(0, 1),
-               clip: bool = False, scale: int | None = None, axes_labels: tuple[str, str] = ("$z_1$", "$z_2$")):
+def latent_map(
+    images, extent: tuple[float, float, float, float] = (-3, 3, -3, 3), *, title: str | None = None, alt: str | None = None,
+    value_range=(0, 1), clip: bool = False, scale: int | None = None, axes_labels: tuple[str, str] = ("$z_1$", "$z_2$"),
+):  # fmt: skip
     "The decoded images (steps * steps, C, H, W) of `code_grid(extent, steps)`, each at its code: a map of what the plane decodes to."
     pixels = _as_images(images, "images", value_range, clip)
     steps = math.isqrt(len(pixels))
@@ -459,27 +492,31 @@ def latent_map(images, extent: tuple[float, float, float, float] = (-3, 3, -3, 3
     canvas = _tile([pixels[i : i + steps] for i in range(0, len(pixels), steps)], scale)
     height, width = (s / DPI for s in canvas.shape[:2])
     whole = (width + 0.7, height + (0.8 if title else 0.6))
-    figure = _figure(*whole, alt or f"Map of {steps} by {steps} decoded codes, z_1 from {extent[0]:g} to {extent[1]:g}, z_2 from {extent[2]:g} to {extent[3]:g}")
+    spans = "z_1 from {:g} to {:g}, z_2 from {:g} to {:g}".format(*extent)
+    figure = _figure(*whole, alt or f"Map of {steps} by {steps} decoded codes, {spans}")
     axes = figure.add_axes((0.6 / whole[0], 0.5 / whole[1], width / whole[0], height / whole[1]))
-    half = [(extent[1] - extent[0]) / (steps - 1) / 2, (extent[3] - extent[2]) / (steps - 1) / 2]  # the codes sit in the middle of their images
+    half = [(extent[i + 1] - extent[i]) / (steps - 1) / 2 for i in (0, 2)]  # the codes sit in the middle of their images
     edges = (extent[0] - half[0], extent[1] + half[0], extent[2] - half[1], extent[3] + half[1])
     axes.imshow(canvas, interpolation="nearest", extent=edges, aspect="auto")
     axes.set(xlabel=axes_labels[0], ylabel=axes_labels[1], title=title)
     axes.grid(False)
     return figure
 
-# %% ../nbs/03_figures.ipynb #774a106c
+# %% ../nbs/03_figures.ipynb #3a50e76a
 @_styled
-def weight_images(weights, shape: tuple[int, ...] = (28, 28), *, columns: int = 10, limit: float | None = None, title: str | None = None, alt: str | None = None,
-                  scale: int | None = None):
-    """Weights (k, H * W), a row of the matrix each, as images of `shape` (H, W), blue below zero, white at zero, red above, all on [-limit, limit].
+def weight_images(
+    weights, shape: tuple[int, ...] = (28, 28), *, columns: int = 10, limit: float | None = None, title: str | None = None,
+    alt: str | None = None, scale: int | None = None,
+):  # fmt: skip
+    """Weights (k, H * W), a row each, as images of `shape` (H, W): blue below zero, white at zero, red above, all on [-limit, limit].
 
     `limit`: the largest absolute weight of all panels unless given; a larger weight than a given limit is a ValueError.
     """
     weights = torch.as_tensor(weights).detach().cpu().double()
     shape = tuple(shape)[-2:] if len(shape) == 3 and shape[0] == 1 else tuple(shape)
     if len(shape) != 2 or not len(weights) or weights[0].numel() != math.prod(shape) or not weights.isfinite().all():
-        raise ValueError(f"weights: got shape {tuple(weights.shape)}, expected (k, {' * '.join(map(str, shape))}), finite, and shape = (H, W); one channel at a time")
+        wanted = " * ".join(map(str, shape))
+        raise ValueError(f"weights: got shape {tuple(weights.shape)}, expected (k, {wanted}), finite, one channel (H, W) at a time")
     largest = weights.abs().max().item()
     limit = limit or largest or 1.0
     if largest > limit * (1 + 1e-9):
@@ -488,7 +525,7 @@ def weight_images(weights, shape: tuple[int, ...] = (28, 28), *, columns: int = 
 
     panels = colormaps["RdBu_r"](0.5 + weights.reshape(-1, *shape).numpy() / (2 * limit))[..., :3]
     canvas = _tile([panels[i : i + columns] for i in range(0, len(panels), columns)], scale or max(1, round(80 / shape[1])))
-    figure = _frame(canvas, [""] * math.ceil(len(panels) / columns), [], title, alt or f"{len(panels)} weight images, from {-limit:.3g} to {limit:.3g}")
+    figure = _frame(canvas, [], [], title, alt or f"{len(panels)} weight images, from {-limit:.3g} to {limit:.3g}")
     return _with_scale(figure, limit)
 
 # %% ../nbs/03_figures.ipynb #bd714979
@@ -527,49 +564,54 @@ def montage(figures: Mapping, *, columns: int = 2, width: float = 4.2, alt: str 
         figure.text((c + 0.5) / columns, 1 - (r * height + 0.06) / (rows * height), label, ha="center", va="top", size=8)
     return figure
 
-# %% ../nbs/03_figures.ipynb #2938e464
+# %% ../nbs/03_figures.ipynb #65eb0599
+def _text(value) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _stacks(ranges: Mapping[str, Sequence], pages: Sequence[str]):
+    "Sliders over HTML pages (the product of the ranges, the last one fastest), linked in the browser; None without ipywidgets."
+    try:
+        import ipywidgets
+    except ImportError:
+        return None
+    layer, controls = [ipywidgets.HTML(page) for page in pages], []
+    for name, values in reversed(ranges.items()):
+        control = ipywidgets.SelectionSlider(options=[_text(v) for v in values], description=name)
+        layer = [ipywidgets.Stack(children=layer[i : i + len(values)], selected_index=0) for i in range(0, len(layer), len(values))]
+        for stack in layer:
+            ipywidgets.jslink((control, "index"), (stack, "selected_index"))
+        controls.insert(0, control)
+    return ipywidgets.VBox([*controls, *layer])
+
+# %% ../nbs/03_figures.ipynb #958dc642
 class slider:  # lower case: it is used as a verb
     """Sliders through pictures, and all of them in one static grid below. As the last line of a cell: `slider(draw, k=[1, 2, 4])`.
 
-    `draw(**values)` gives images (N, C, H, W), a row of the grid each, or a Figure; it is called once for each combination of the values (36 at most).
-    `options` go to `image_grid` for images, to `montage` for figures. `.static` is the grid, `.widget` the sliders, None without ipywidgets.
+    `draw(**values)` gives images (N, C, H, W), a row of the grid each, or a Figure; it is called once for each combination of the values,
+    36 at most. `options` go to `image_grid` for images, to `montage` for figures. `.static` is the grid, `.widget` the sliders, None
+    without ipywidgets.
     """
 
     MOST = 36
 
     def __init__(self, draw: Callable, *, options: Mapping | None = None, **ranges: Sequence):
-        sizes = {name: len(values) for name, values in ranges.items()}
+        sizes, options = {name: len(values) for name, values in ranges.items()}, dict(options or {})
         if not ranges or not 1 <= math.prod(sizes.values()) <= self.MOST:
             raise ValueError(f"slider: got {sizes or 'no range'}, expected one or more lists of values with 1 to {self.MOST} combinations")
-        self.ranges, options = {name: [self._text(v) for v in values] for name, values in ranges.items()}, dict(options or {})
         pictures = {}
         for values in itertools.product(*ranges.values()):
-            pictures[", ".join(f"{name} = {self._text(v)}" for name, v in zip(ranges, values))] = draw(**dict(zip(ranges, values)))
-        drawn = [hasattr(picture, "savefig") for picture in pictures.values()]
-        if any(drawn) != all(drawn):
+            label = ", ".join(f"{name} = {_text(v)}" for name, v in zip(ranges, values))
+            pictures[label] = draw(**dict(zip(ranges, values)))
+        kinds = {hasattr(picture, "savefig") for picture in pictures.values()}
+        if len(kinds) > 1:
             raise ValueError("slider: draw gave both images and figures, expected one kind")
-        self.static = montage(pictures, **options) if all(drawn) else image_grid(pictures, **options)
-        frames = pictures if all(drawn) else {label: image_grid({label: row}, **options) for label, row in pictures.items()}
-        self.widget = self._build([_img(png(frame), f"{label}: {_alt(frame)}") for label, frame in frames.items()])
-
-    @staticmethod
-    def _text(value) -> str:
-        return f"{value:g}" if isinstance(value, float) else str(value)
-
-    def _build(self, pages: list[str]):
-        "The widget: one slider a range, linked in the browser to nested stacks of finished pictures."
-        try:
-            import ipywidgets as w
-        except ImportError:
-            return None
-        controls = [w.SelectionSlider(options=values, description=name, continuous_update=True) for name, values in self.ranges.items()]
-        layer = [w.HTML(page) for page in pages]
-        for control in reversed(controls):
-            size = len(control.options)
-            groups = [layer[i : i + size] for i in range(0, len(layer), size)]
-            layer = [w.Stack(children=group, selected_index=0) for group in groups]
-            self.links = [*getattr(self, "links", []), *(w.jslink((control, "index"), (stack, "selected_index")) for stack in layer)]
-        return w.VBox([*controls, *layer])
+        if True in kinds:
+            self.static, frames = montage(pictures, **options), pictures
+        else:
+            self.static = image_grid(pictures, **options)
+            frames = {label: image_grid({label: row}, **options) for label, row in pictures.items()}
+        self.widget = _stacks(ranges, [_img(png(frame), f"{label}: {_alt(frame)}") for label, frame in frames.items()])
 
     def _ipython_display_(self):
         from IPython.display import display

@@ -1090,7 +1090,7 @@ def collect(name: str, chosen: Iterable[str] = (), out: str | None = None, targe
     write_atomic(path, text.getvalue())
     return path
 
-# %% ../nbs/90_lab.ipynb #838ecb4c
+# %% ../nbs/90_lab.ipynb #72eb33f9
 def list_experiments(args) -> int:
     "Print experiments, their presets and parameters."
     for name in experiments():
@@ -1113,22 +1113,19 @@ def open_lab(args) -> int:
         root = copied if copied.exists() else Path(shutil.copytree(root, copied))
     print(f"the course is in {root}", file=sys.stderr, flush=True)
     options = {"root_dir": root, "ip": "127.0.0.1", "port": args.port}
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *(f"--ServerApp.{key}={value}" for key, value in options.items())])
+    settings = [f"--ServerApp.{key}={value}" for key, value in options.items()]
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *settings, *args.more])
 
 
 def data_command(args) -> int:
-    "List, get or check data sets."
+    "List, get or check data sets; 3 if one is not as it should be."
     from ae_course import data
 
-    if args.action == "list":
-        sets = data.datasets()
-        print(table(sets) if isinstance(sets, list) else sets)
-    elif args.name is None and args.action == "get":
+    if args.action == "get" and args.name is None:
         raise ParameterError("data get: which data set? `ae-course data list` shows them")
-    else:
-        shown = data.get(args.name) if args.action == "get" else data.check(args.name)
-        print(shown)
-    return 0
+    shown = {"list": lambda name: data.datasets(), "get": data.get, "check": data.check}[args.action](args.name)
+    print(shown)
+    return 3 if args.action == "check" and not all(row["ok"] for row in shown) else 0
 
 # %% ../nbs/90_lab.ipynb #b5a08fd4
 EXIT_CODES = ("exit codes: 0 done, 2 bad parameter, 3 data, 4 checkpoint, 5 run folder busy, 6 diverged, 7 out of memory or disk, "
@@ -1168,7 +1165,7 @@ def parser() -> argparse.ArgumentParser:
     add_other_commands(commands)
     return top
 
-# %% ../nbs/90_lab.ipynb #90f432c4
+# %% ../nbs/90_lab.ipynb #ad392c02
 def add_other_commands(commands) -> None:
     "collect, lab and data."
     command = commands.add_parser("collect", help="write the results table of an experiment from its finished runs")
@@ -1180,6 +1177,7 @@ def add_other_commands(commands) -> None:
     command.set_defaults(do=lambda a: print(collect(a.name, a.preset, a.runs, a.out, a.mixed)) or 0)
     command = commands.add_parser("lab", help="open JupyterLab on the course, for this computer only")
     command.add_argument("--port", type=int, default=8888)
+    command.add_argument("more", nargs="*", help="after --: options for JupyterLab itself")
     command.set_defaults(do=open_lab)
     command = commands.add_parser("data", help="list, get or check data sets")
     command.add_argument("action", choices=["list", "get", "check"])

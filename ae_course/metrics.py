@@ -7,17 +7,17 @@ __all__ = ['UndefinedMetric', 'per_image_mse', 'psnr', 'ssim', 'r2', 'Spectrum',
            'dead_share', 'correlation', 'mean_correlation', 'Interval', 'bootstrap_interval', 'mean_interval',
            'paired_difference']
 
-# %% ../nbs/05_metrics.ipynb #38012319
+# %% ../nbs/05_metrics.ipynb #7b4854fb
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/05_metrics.ipynb #4799f118
+# %% ../nbs/05_metrics.ipynb #6161e762
 class UndefinedMetric(UserWarning):
     "A metric that has no value for these data; the result is nan."
 
@@ -34,7 +34,7 @@ def _double(x: Tensor, name: str) -> Tensor:
     if not x.numel():
         raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected at least one element")
     if not x.isfinite().all():
-        raise ValueError(f"{name}: {int((~x.isfinite()).sum())} of {x.numel()} values are NaN or infinite, expected numbers")
+        raise ValueError(f"{name}: got {int((~x.isfinite()).sum())} of {x.numel()} values NaN or infinite, expected finite numbers")
     x = x.detach()
     return (x.cpu() if x.device.type == "mps" else x).double()  # Apple's GPU has no double precision
 
@@ -46,7 +46,7 @@ def _pair(x_hat: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"x_hat, x: got shapes {tuple(x_hat.shape)} and {tuple(x.shape)}, expected one shape (N, ...)")
     return x_hat, x
 
-# %% ../nbs/05_metrics.ipynb #4919ac80
+# %% ../nbs/05_metrics.ipynb #c62c221f
 def per_image_mse(x_hat: Tensor, x: Tensor) -> Tensor:
     "Mean squared error of each image, averaged over all its values; (N, ...) -> (N,), float64."
     x_hat, x = _pair(x_hat, x)
@@ -54,12 +54,15 @@ def per_image_mse(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 def psnr(x_hat: Tensor, x: Tensor, data_range: float = 1.0) -> Tensor:
-    "Peak signal-to-noise ratio of each image in decibels, (N, ...) -> (N,); `data_range`: largest minus smallest possible value. Identical images: inf."
+    """Peak signal-to-noise ratio (5.1) of each image in decibels, (N, ...) -> (N,); inf for identical images.
+
+    `data_range`: the largest possible value minus the smallest, 1 for values in [0, 1].
+    """
     if not data_range > 0:
         raise ValueError(f"data_range: got {data_range}, expected a positive number (1 for values in [0, 1], 255 for bytes)")
     return 10 * torch.log10(data_range**2 / per_image_mse(x_hat, x))
 
-# %% ../nbs/05_metrics.ipynb #870bbb1a
+# %% ../nbs/05_metrics.ipynb #2b4d5ede
 def _windows(size: int, sigma: float = 1.5, radius: int = 5) -> Tensor:
     "Gaussian weights (size - 2 * radius, size), a row for each position of the window that lies inside; rows sum to 1."
     offset = torch.arange(size) - torch.arange(radius, size - radius)[:, None]
@@ -68,7 +71,7 @@ def _windows(size: int, sigma: float = 1.5, radius: int = 5) -> Tensor:
 
 
 def ssim(x_hat: Tensor, x: Tensor, data_range: float = 1.0) -> Tensor:
-    "Structural similarity of each image (Wang et al., 2004), (N, C, H, W) -> (N,), mean over windows and channels, at most 1; H, W at least 11."
+    "Structural similarity (5.2) of each image, (N, C, H, W) -> (N,): mean over windows and channels, at most 1; H and W at least 11."
     x_hat, x = _pair(x_hat, x)
     if x.ndim != 4 or min(x.shape[2:]) < 11:
         raise ValueError(f"ssim: got shape {tuple(x.shape)}, expected (N, C, H, W) with H and W at least 11, the width of its window")
@@ -82,9 +85,9 @@ def ssim(x_hat: Tensor, x: Tensor, data_range: float = 1.0) -> Tensor:
         values.append(s.flatten(1).mean(1))
     return torch.cat(values)
 
-# %% ../nbs/05_metrics.ipynb #538d0578
+# %% ../nbs/05_metrics.ipynb #e7a50e75
 def r2(x_hat: Tensor, x: Tensor) -> float:
-    "Share of the variance of `x` (N, ...) that `x_hat` explains, both sums over images and values (5.3); nan with a warning where all of `x` are alike."
+    "Share of the variance of `x` (N, ...) that `x_hat` explains (5.3), over all images and values; nan with a warning if all are alike."
     x_hat, x = _pair(x_hat, x)
     total = (x - x.mean(0)).square().sum().item()
     if total <= 1e-24 * x.square().sum().item():  # rounding of the mean, not variance
@@ -92,7 +95,7 @@ def r2(x_hat: Tensor, x: Tensor) -> float:
         return math.nan
     return 1 - (x_hat - x).square().sum().item() / total
 
-# %% ../nbs/05_metrics.ipynb #e95d63b3
+# %% ../nbs/05_metrics.ipynb #0ae62f46
 class Spectrum(NamedTuple):
     "Radially averaged power: `frequency` (K,) in cycles a pixel, `power` (N, K) of each image, `count` (K,) Fourier terms in each ring."
 
@@ -115,27 +118,31 @@ def radial_spectrum(x: Tensor) -> Spectrum:
     ring = (radius.double().sqrt() * n + 0.5).floor().long().flatten().to(x.device)
     count = torch.bincount(ring)
     total = torch.zeros(len(x), len(count), dtype=x.dtype, device=x.device).index_add_(1, ring, power)
-    return Spectrum(torch.arange(len(count)) / n, total / count, count)
+    return Spectrum(torch.arange(len(count), device=x.device) / n, total / count, count)
 
-# %% ../nbs/05_metrics.ipynb #9cf188f3
-def hoyer(z: Tensor) -> Tensor:
-    "Sparsity (5.5) of each code, (N, k) -> (N,): 0 for equal absolute values, 1 for a single non-zero one; nan with a warning for all-zero codes and k = 1."
-    z = _codes(z)
-    k = z.shape[1]
-    largest = z.abs().amax(1, keepdim=True)
-    if k == 1 or (largest == 0).any():
-        _undefined("hoyer: a code of one unit has no sparsity" if k == 1 else f"hoyer: {int((largest == 0).sum())} of {len(z)} codes are all zero")
-    z = z / largest  # 0 / 0 = nan marks the all-zero codes; squares of tiny codes do not underflow
-    value = (math.sqrt(k) - z.abs().sum(1) / z.norm(dim=1)) / (math.sqrt(k) - 1) if k > 1 else torch.full((len(z),), math.nan)
-    return value.clamp(0, 1)  # nan stays
-
-
+# %% ../nbs/05_metrics.ipynb #eb8b2b25
 def _codes(z: Tensor) -> Tensor:
     "`z` as float64 (N, k); ValueError otherwise."
     z = _double(z, "z")
     if z.ndim != 2:
         raise ValueError(f"z: got shape {tuple(z.shape)}, expected (N, k); flatten feature maps first, z.flatten(1)")
     return z
+
+
+def hoyer(z: Tensor) -> Tensor:
+    """Sparsity (5.5) of each code, (N, k) -> (N,): 0 if all entries have one absolute value, 1 if a single one is not zero.
+
+    nan with a warning for a code of zeros and for k = 1.
+    """
+    z = _codes(z)
+    k = z.shape[1]
+    largest = z.abs().amax(1, keepdim=True)
+    if k == 1 or (largest == 0).any():
+        zeros = int((largest == 0).sum())
+        _undefined("hoyer: a code of one unit has no sparsity" if k == 1 else f"hoyer: {zeros} of {len(z)} codes are all zero")
+    z = z / largest  # 0 / 0 = nan marks the all-zero codes; squares of tiny codes do not underflow
+    value = (math.sqrt(k) - z.abs().sum(1) / z.norm(dim=1)) / (math.sqrt(k) - 1) if k > 1 else torch.full_like(largest[:, 0], math.nan)
+    return value.clamp(0, 1)  # nan stays
 
 
 def inactive_share(z: Tensor, threshold: float = 0.01) -> Tensor:
@@ -149,26 +156,38 @@ def dead_share(z: Tensor, threshold: float = 0.01) -> float:
     z = _codes(z)
     return (z.abs() <= threshold * z.square().mean().sqrt()).all(0).double().mean().item()
 
-# %% ../nbs/05_metrics.ipynb #b88d67e7
-def correlation(z: Tensor) -> Tensor:
-    "Pearson correlations (5.7) of the units of `z` (N, k) over the images, (k, k); nan with a warning in rows and columns of constant units."
+# %% ../nbs/05_metrics.ipynb #20d831e8
+def _standardized(z: Tensor) -> tuple[Tensor, int]:
+    "Units of `z` (N, k) with mean 0 and norm 1 over the images, nan where a unit is constant, and how many are."
     z = _codes(z)
     centred = z - z.mean(0)
     norms = centred.norm(dim=0)
     constant = norms <= 1e-12 * z.norm(dim=0)  # rounding of the mean, not movement
-    if constant.any():
-        _undefined(f"correlation: {int(constant.sum())} of {z.shape[1]} units are constant over {len(z)} codes")
-    unit = torch.where(constant, math.nan, centred / norms)
+    return torch.where(constant, math.nan, centred / norms), int(constant.sum())
+
+
+def correlation(z: Tensor) -> Tensor:
+    "Pearson correlations (5.7) of the units of `z` (N, k) over the images, (k, k); nan with a warning for constant units."
+    unit, constant = _standardized(z)
+    if constant:
+        _undefined(f"correlation: {constant} of {unit.shape[1]} units are constant over {len(unit)} codes")
     return (unit.T @ unit).clamp(-1, 1)
 
 
 def mean_correlation(z: Tensor) -> float:
-    "Mean absolute correlation between different units of `z` (N, k), constant units left out with a warning; nan with a warning if fewer than two move."
-    rho = correlation(z).abs()
-    pairs = rho[~torch.eye(len(rho), dtype=torch.bool, device=rho.device) & rho.isfinite()]
-    if not len(pairs):
-        _undefined("mean_correlation: fewer than two units move")
-    return pairs.mean().item()
+    """Mean absolute correlation between different units of `z` (N, k).
+
+    Constant units are left out, with a warning; nan with a warning if fewer than two move.
+    """
+    unit, constant = _standardized(z)
+    unit = unit[:, ~unit[0].isnan()]
+    k = unit.shape[1]
+    if k < 2:
+        _undefined(f"mean_correlation: {k} of {k + constant} units move, it takes two")
+        return math.nan
+    if constant:
+        warnings.warn(f"mean_correlation: {constant} of {k + constant} units are constant and left out", UndefinedMetric, stacklevel=2)
+    return ((unit.T @ unit).abs().sum().item() - k) / (k * (k - 1))
 
 # %% ../nbs/05_metrics.ipynb #6076cb4c
 class Interval(NamedTuple):
@@ -227,10 +246,10 @@ def mean_interval(values, level: float = 0.95) -> Interval:
     half = float(t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
     return Interval(estimate, estimate - half, estimate + half)
 
-# %% ../nbs/05_metrics.ipynb #1ec07e70
+# %% ../nbs/05_metrics.ipynb #5be5f205
 def paired_difference(a, b, **options) -> Interval:
     "Bootstrap interval of the mean of `a - b`, both (n,) on the same images in the same order; `options` as in `bootstrap_interval`."
     a, b = _sample(a), _sample(b)
     if a.shape != b.shape:
-        raise ValueError(f"paired_difference: got {len(a)} and {len(b)} values, expected as many of both, for the same images in the same order")
+        raise ValueError(f"paired_difference: got {len(a)} and {len(b)} values, expected one of each for every image, in one order")
     return bootstrap_interval(a - b, **options)

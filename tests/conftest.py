@@ -28,7 +28,7 @@ from ae_course.training import fit, seeded
 
 images = torch.rand(600, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 nap, fault, rows = float(os.environ.get("TOY_NAP", 0)), os.environ.get("TOY_FAULT"), []
-lr = 1e30 if fault == "diverge" else 1e-3
+lr, device = 1e30 if fault == "diverge" else 1e-3, "cuda" if fault == "cuda" else "cpu"
 if fault == "data":
     images[3] = float("nan")
 for size, stage in run.stages(sizes, label="z = {}"):
@@ -39,7 +39,7 @@ for size, stage in run.stages(sizes, label="z = {}"):
         stage.progress(row)
         time.sleep(nap)
 
-    history = fit(model, images, epochs=steps, lr=lr, seed=seed, device="cpu", checkpoint=stage.checkpoint, progress=progress)
+    history = fit(model, images, epochs=steps, lr=lr, seed=seed, device=device, checkpoint=stage.checkpoint, progress=progress)
     rows.append({"seed": seed, "z": size, "mse": history["loss"][-1]})
     if fault == "fill" and size == sizes[0]:
         with open(run.path("ballast"), "wb", buffering=0) as ballast:

@@ -249,8 +249,10 @@ def test_an_error_in_a_cell_is_told_in_short(lab, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("fault", "code", "state"), [("diverge", 6, "diverged"), ("data", 3, "failed")])
+@pytest.mark.parametrize(("fault", "code", "state"), [("diverge", 6, "diverged"), ("data", 3, "failed"), ("cuda", 2, "failed")])
 def test_the_exit_code_tells_what_went_wrong(lab, engine, fault, code, state):
+    if fault == "cuda" and shutil.which("nvidia-smi"):
+        pytest.skip("there is a GPU")
     result = lab("run", "train", "--engine", engine, env={"TOY_FAULT": fault})
     assert result.returncode == code, result.stderr
     assert lab.json("train", "status.json")["state"] == state and not (lab.folders("train")[0] / "result.json").exists()
@@ -489,6 +491,18 @@ def test_a_signal_before_the_kernel_stands_stops_too(lab):
     assert lab("run", "count").returncode == 0
 
 
+def test_a_spoiled_checkpoint_is_refused_and_force_starts_anew(lab):
+    process = lab.start("run", "train", "--engine", "plain", env={"TOY_NAP": "0.5"})
+    lab.wait_for("train", 2)
+    process.kill()
+    process.communicate()
+    (checkpoint,) = lab.folders("train")[0].glob("checkpoints/*.safetensors")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    spoiled = lab("run", "train", "--engine", "plain")
+    assert spoiled.returncode == 4 and checkpoint.name in spoiled.stderr, spoiled.stderr
+    assert lab("run", "train", "--engine", "plain", "--force").returncode == 0
+
+
 def test_other_code_does_not_resume_old_checkpoints(lab):
     process = lab.start("run", "train", "--engine", "plain", env={"TOY_NAP": "0.5"})
     lab.wait_for("train", 2)
@@ -641,6 +655,21 @@ def test_collect_refuses_mixed_code(lab):
     assert lab("collect", "count", "--mixed").returncode == 0
 
 
+def test_data_list_get_and_check(lab):
+    result = lab("data", "list")
+    assert result.returncode == 0 and "mnist5k" in result.stdout and "digits" in result.stdout
+    assert lab("data", "get", "digits").returncode == 0
+    unknown = lab("data", "get", "dogits")
+    assert unknown.returncode == 2 and "digits" in unknown.stderr
+    assert lab("data", "check", "digits").returncode == 0
+    broken = lab.place / "data" / "mine"
+    broken.mkdir(parents=True)
+    (broken / "meta.json").write_text('{"name": "mine", "arrays": {"train_images": {}}}')
+    (broken / "train_images.npy").write_bytes(b"no array")
+    result = lab("data", "check", env={"AE_COURSE_DATA": str(lab.place / "data")})
+    assert result.returncode == 3 and "mine" in result.stdout + result.stderr
+
+
 # by hand in a notebook
 
 
@@ -696,7 +725,8 @@ def test_the_lab_command_opens_loopback_only(lab, monkeypatch):
     monkeypatch.setenv("AE_COURSE_NBS", str(lab.nbs))
     called = []
     monkeypatch.setattr(module.os, "execv", lambda program, args: called.append(args))
-    module.main(["lab", "--port", "9999"])
+    module.main(["lab", "--port", "9999", "--", "--no-browser"])
     (args,) = called
     assert args[1:3] == ["-m", "jupyterlab"] and "--ServerApp.ip=127.0.0.1" in args and "--ServerApp.port=9999" in args
     assert f"--ServerApp.root_dir={lab.nbs}" in args and not any("token" in arg.lower() for arg in args)
+    assert args[-1] == "--no-browser"

@@ -1,0 +1,150 @@
+"What CI asks beyond the library's tests: every lesson and experiment from a fresh kernel, the site, the wheel, what git holds."
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LESSONS = sorted((ROOT / "nbs").glob("*.ipynb"))
+EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
+SCRIPTS = Path(sys.executable).parent
+
+
+def call(*command, cwd=ROOT, **env):
+    "A finished command; its output in the failure where it does not end with 0."
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # as many tests as cores run side by side
+    done = subprocess.run([str(c) for c in command], cwd=cwd, env=os.environ | one_thread | env, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done.stdout
+
+
+def cells(path):
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def tracked():
+    return [ROOT / name for name in call("git", "ls-files").splitlines() if (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_lesson_runs_alone_from_a_fresh_kernel(path, tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    folder = tmp_path / "lesson with spaces"
+    folder.mkdir()
+    os.environ.update(OMP_NUM_THREADS="1", AE_COURSE_DATA=str(tmp_path / "no data"))
+    NotebookClient(nbformat.read(path, as_version=4), timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    assert not list(folder.iterdir()), "a lesson leaves no file behind"
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_experiment_at_smoke_records_the_injected_parameters(path, tmp_path):
+    assert "parameters" in cells(path)[1]["metadata"]["tags"]
+    call(SCRIPTS / "ae-course", "run", path.stem, "--preset", "smoke", "-p", "seed", "41", "--out", tmp_path)
+    (result,) = tmp_path.glob("*/*/result.json")
+    result = json.loads(result.read_text(encoding="utf-8"))
+    assert result["experiment"] == path.stem and result["parameters"]["seed"] == 41
+    assert result["rows"] and all(row["seed"] == 41 for row in result["rows"])
+    assert list(tmp_path.glob("*/*/figures/*.png")) and list(tmp_path.glob("*/*/notebook.ipynb"))
+
+
+def test_bare_papermill_injects_and_its_guard_cell_refuses_a_misspelt_parameter(tmp_path):
+    experiment, preset = ROOT / "nbs/experiments/code_size.ipynb", ROOT / "nbs/experiments/presets/code_size.smoke.yaml"
+    papermill = [SCRIPTS / "papermill", experiment, tmp_path / "out.ipynb", "-k", "python3", "-f", preset]
+    shutil.copy(ROOT / "settings.ini", tmp_path)  # runs/ belongs to the folder that holds settings.ini
+    call(*papermill, "-p", "epochs", "3", cwd=tmp_path)
+    (result,) = (tmp_path / "runs" / "code_size").glob("*/result.json")
+    assert json.loads(result.read_text(encoding="utf-8"))["parameters"]["epochs"] == 3
+    wrong = subprocess.run([str(c) for c in [*papermill, "-p", "epoch", "3"]], cwd=tmp_path, capture_output=True, text=True)
+    assert wrong.returncode != 0 and re.search(r"epoch\b.*did you mean '?epochs", wrong.stderr + wrong.stdout)
+
+
+def test_presets_and_text_twins_are_complete():
+    for path in EXPERIMENTS:
+        for preset in ("smoke", "laptop", "paper"):
+            assert (path.parent / "presets" / f"{path.stem}.{preset}.yaml").exists(), f"{path.stem} has no preset {preset}"
+        assert (path.parent / "_text" / f"{path.stem}.py").exists(), f"{path.stem} has no text twin: jupytext --sync {path}"
+
+
+def test_the_site_has_every_page_and_no_broken_link(tmp_path):
+    call(sys.executable, "-c", "from nbdev.serve import proc_nbs\nif __name__ == '__main__': proc_nbs(force=True, n_workers=1)")
+    pages = sorted(p.relative_to(ROOT / "_proc") for p in (ROOT / "_proc").rglob("*.ipynb"))
+    assert pages == sorted(p.relative_to(ROOT / "nbs") for p in [*LESSONS, *EXPERIMENTS])
+    site = tmp_path / "site"
+    shutil.copytree(ROOT / "_proc", site)
+    for page in site.rglob("*.ipynb"):  # what only Quarto reads
+        page.write_text(re.sub(r'"output-file: [^"]*",?', '"",', page.read_text(encoding="utf-8")), encoding="utf-8")
+    config = (site / "_quarto.yml").read_text(encoding="utf-8")
+    config = "".join(line for line in config.splitlines(keepends=True) if not re.search(r"math-method|keep-md|commonmark|metadata-files|repo-actions|twitter|open-graph", line))
+    (site / "_quarto.yml").write_text(config, encoding="utf-8")
+    print(call(SCRIPTS / "smalldocs", "check", cwd=site))
+    call(SCRIPTS / "smalldocs", "render", cwd=site)
+    html = {p.stem for p in site.rglob("*.html")}
+    assert {p.stem for p in [*LESSONS, *EXPERIMENTS]} <= html
+    if shutil.which("quarto") is None:
+        print("quarto is not installed here: the pages were made by nbdev and checked by smalldocs, not rendered by quarto")
+
+
+def test_the_wheel_works_in_an_empty_environment(tmp_path):
+    source = tmp_path / "source"  # built from what git holds, so that nothing unlisted slips in and nothing is left here
+    call("git", "checkout-index", "-a", "--prefix", f"{source}/")
+    call(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path, source)
+    (wheel,) = tmp_path.glob("*.whl")
+    venv.create(tmp_path / "empty", with_pip=True)
+    scripts, elsewhere = tmp_path / "empty" / "bin", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    call(scripts / "pip", "install", wheel)
+    listed = call(scripts / "ae-course", "list", cwd=elsewhere)
+    assert all(path.stem in listed for path in EXPERIMENTS)
+    call(scripts / "ae-course", "run", "code_size", "--preset", "smoke", cwd=elsewhere)
+    assert list((elsewhere / "runs" / "code_size").glob("*/result.json"))
+    assert call(scripts / "python", "-c", "import ae_course.lab; print(ae_course.lab.course_root())", cwd=elsewhere).strip().startswith(str(tmp_path / "empty"))
+
+
+def test_importing_everything_adds_little_to_torch():
+    code = (
+        "import time, torch; t = time.perf_counter()\n"
+        f"import {', '.join('ae_course.' + p.stem for p in sorted((ROOT / 'ae_course').glob('[a-z]*.py')))}\n"
+        "import sys; print(sorted({'matplotlib', 'sklearn', 'scipy', 'torchvision', 'pandas', 'IPython', 'ipywidgets', 'papermill'} & set(sys.modules)))"
+    )
+    assert call(sys.executable, "-c", code).strip() == "[]"  # the heavy libraries come when they are needed
+    assert "torch" not in call(sys.executable, "-c", "import sys, ae_course.lab; print([m for m in sys.modules if m == 'torch'])")
+
+
+def test_modules_import_lower_floors_only():
+    floors = {}
+    for path in LESSONS:
+        named = re.search(r"#\| default_exp (\w+)", "".join("".join(c["source"]) + "\n" for c in cells(path)))
+        if named:
+            floors[named[1]] = int(path.stem[:2])
+    for module, floor in floors.items():
+        text = (ROOT / "ae_course" / f"{module}.py").read_text(encoding="utf-8")
+        for other in re.findall(r"(?:from|import) ae_course\.(\w+)", text):
+            assert floors.get(other, -1) < floor or other == module, f"{module} (floor {floor}) imports {other} (floor {floors.get(other)})"
+
+
+def test_notebooks_hold_no_outputs_and_open_with_a_title():
+    for path in [*LESSONS, *EXPERIMENTS]:
+        assert "".join(cells(path)[0]["source"]).startswith("# "), path.name
+        assert not any(c.get("outputs") or c.get("execution_count") for c in cells(path)), f"{path.name} holds outputs"
+        assert path.stat().st_size < 300_000, path.name
+
+
+def test_the_repository_holds_no_large_file_no_absolute_path_and_nothing_that_a_run_makes():
+    top = {p.relative_to(ROOT).parts[0] for p in tracked()}
+    named = {"nbs", "ae_course", "settings.ini", "setup.py", "data", "tests", "_quarto.yml", "README.md", "LICENSE", "CONTRIBUTING.md", "CHANGELOG.md", "constraints.txt"}
+    assert {name for name in top if not name.startswith(".")} == named
+    for path in tracked():
+        assert path.stat().st_size < 500_000, f"{path}: {path.stat().st_size} bytes"
+        assert path.suffix not in {".safetensors", ".npy", ".npz", ".pt", ".pth", ".gz", ".zip", ".log"}, path
+        if path.suffix in {".py", ".ipynb", ".md", ".yml", ".yaml", ".ini", ".csv", ".toml"}:
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"(?<![\w.])/(?:home|Users|root|work)/\w+", text), f"{path} holds an absolute path"
