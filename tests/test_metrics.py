@@ -196,6 +196,10 @@ def test_correlation_agrees_with_numpy_and_leaves_constants_out():
         assert m.correlation(torch.cat([z, torch.full((50, 1), 0.1)], 1))[4].isnan().all()
     with pytest.warns(m.UndefinedMetric, match="1 of 5 units are constant and left out"):
         assert math.isclose(m.mean_correlation(torch.cat([z, torch.ones(50, 1)], 1)), m.mean_correlation(z))
+    level = torch.full((3,), 0.1, dtype=torch.float64)
+    assert (level - level.mean()).abs().max() > 0  # rounding: constant, although not at its own mean
+    with pytest.warns(m.UndefinedMetric, match="1 of 2 units"):
+        m.correlation(torch.stack([level, torch.arange(3).double()], 1))
     with pytest.warns(m.UndefinedMetric, match="1 of 2 units move"):
         assert math.isnan(m.mean_correlation(torch.tensor([[1.0, 2.0], [3.0, 2.0]])))
     with pytest.warns(m.UndefinedMetric):
