@@ -7,7 +7,7 @@ __all__ = ['ACTIVATIONS', 'REGISTRY', 'RECONSTRUCTIONS', 'check_size', 'check_ch
            'squared_error', 'cross_entropy', 'gaussian_error', 'Autoencoder', 'CheckpointError', 'write_atomically',
            'write_tensors', 'read_tensors', 'describe', 'save_model', 'fit_weights', 'load_model']
 
-# %% ../nbs/01_autoencoder.ipynb #c888076b
+# %% ../nbs/01_autoencoder.ipynb #a0adfb0b
 import inspect
 import json
 import math
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import BadArgument
+from .data import BadArgument, DataError
 
 # %% ../nbs/01_autoencoder.ipynb #311462f0
 ACTIVATIONS = {
@@ -126,7 +126,7 @@ def gaussian_error(x_hat: Tensor, x: Tensor, sigma: float = 1.0) -> Tensor:
 
 RECONSTRUCTIONS = {"mse": squared_error, "bce": cross_entropy, "gaussian": gaussian_error}
 
-# %% ../nbs/01_autoencoder.ipynb #facdb009
+# %% ../nbs/01_autoencoder.ipynb #6eeb058d
 @register
 class Autoencoder(nn.Module):
     """`encoder` and `decoder` with a reconstruction loss; the usual base of a family, not a requirement of `fit`.
@@ -176,9 +176,9 @@ class Autoencoder(nn.Module):
         return {"reconstruction": self.per_image(self(shown), x).mean()}
 
     def check_data(self, x: Tensor) -> None:
-        "Raises ValueError where values of `x` are outside what the loss is defined for; `fit` calls it once on float data."
+        "DataError where values of `x` are outside what the loss is defined for; `fit` calls it once on float data."
         if self.reconstruction == "bce" and not (x.min() >= 0 and x.max() <= 1):
-            raise ValueError(f"binary cross-entropy: got values from {x.min():.4g} to {x.max():.4g}, expected [0, 1]; rescale the data or use 'mse'")
+            raise DataError(f"binary cross-entropy: got values from {x.min():.4g} to {x.max():.4g}, expected [0, 1]; rescale the data or use 'mse'")
 
 # %% ../nbs/01_autoencoder.ipynb #0f360cac
 class CheckpointError(ValueError):

@@ -67,7 +67,7 @@ class UnknownName(BadArgument):
         hint = f"; did you mean {near[0]!r}?" if near else "."
         super().__init__(f"unknown {what} {got!r}{hint} Known: {', '.join(known) or 'none'}")
 
-# %% ../nbs/00_data.ipynb #4cf26eb7
+# %% ../nbs/00_data.ipynb #2ed9acd4
 @dataclass(eq=False, repr=False)
 class Images:
     """x: uint8 (N, C, H, W), contiguous, 0 = black; y: int64 (N,), -1 = unlabelled, or None; extras: further tensors of N rows;
@@ -85,8 +85,7 @@ class Images:
         if len(self.x) == 0:
             raise DataError(f"{self.name}: 0 images, need at least 1")
         if self.x.ndim != 4 or self.x.dtype != torch.uint8 or 0 in self.x.shape:
-            got = f"{self.x.dtype} {tuple(self.x.shape)}"
-            raise DataError(f"{self.name}: got {got}, expected torch.uint8 (N, C, H, W); images_from converts arrays")
+            raise DataError(f"{self.name}: {self.x.dtype} {tuple(self.x.shape)}, expected torch.uint8 (N, C, H, W): images_from converts")
         for key, rows in {"y (labels)": self.y, **self.extras}.items():
             if rows is not None and len(rows) != len(self.x):
                 raise DataError(f"{self.name}: {key} has {len(rows)} rows for {len(self.x)} images, expected one for each")
@@ -101,8 +100,8 @@ class Images:
 
     def __getitem__(self, index) -> "Images":
         "The images at `index`, always as `Images`: a slice (shares memory), an integer (one image), a list or tensor of integers, a mask."
-        index = index if isinstance(index, slice) else torch.atleast_1d(torch.as_tensor(index))
-        take = lambda rows: None if rows is None else rows[index].contiguous()
+        at = index if isinstance(index, slice) else torch.atleast_1d(torch.as_tensor(index))
+        take = lambda rows: None if rows is None else rows[at].contiguous()
         return replace(self, x=take(self.x), y=take(self.y), extras={k: take(v) for k, v in self.extras.items()})
 
     def pixels(self, device=None, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -110,10 +109,9 @@ class Images:
         return (self.x if device is None else self.x.to(device)).to(dtype).div_(255)
 
     def __repr__(self) -> str:
-        labels = "no labels" if self.y is None else f"{len(self.classes) or len(self.y.unique())} classes"
-        extras = "".join(f", {key}" for key in self.extras)
+        has = ["no labels" if self.y is None else f"{len(self.classes) or len(self.y.unique())} classes", *self.extras]
         note = f"\n  note: {self.about['note']}" if self.about.get("note") else ""
-        return f"Images({self.name} {self.split}: {len(self):,} of {'x'.join(map(str, self.x.shape[1:]))} bytes, {labels}{extras}){note}"
+        return f"Images({self.name} {self.split}: {len(self):,} of {'x'.join(map(str, self.x.shape[1:]))} bytes, {', '.join(has)}){note}"
 
 # %% ../nbs/00_data.ipynb #47d1e8d8
 class Batch(NamedTuple):
@@ -312,7 +310,7 @@ def decode(file, name, mode: str | None = None) -> np.ndarray:
     except Exception as error:  # what a decoder raises on a damaged file is not documented
         raise DataError(f"{name}: cannot be read as a picture: {error}; repair or remove the file") from None
 
-# %% ../nbs/00_data.ipynb #1a8470a9
+# %% ../nbs/00_data.ipynb #c069ba37
 FOLDER_SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
 
 
@@ -335,7 +333,7 @@ def read_folder(folder: Path, size: int | None = None) -> tuple[dict[str, np.nda
     "A folder of pictures, as `open_set` gives a set: splits and classes from sub-folders, else `split_by_class`, sorted by SHA-256."
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
     names = [name for name in names if "/." not in "/" + name]  # nothing hidden
-    names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
+    names.sort(key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
     if not names:
         raise DataError(f"{folder}: 0 images, need at least 1; looked for {', '.join(SUFFIXES)} here and below")
     parts = [name.split("/") for name in names]
@@ -703,7 +701,7 @@ def only_one(name: str, root: Path):
             log.warning("%s: no file locks here (%s): let only one process prepare a set at a time", name, error)
         yield
 
-# %% ../nbs/00_data.ipynb #86131734
+# %% ../nbs/00_data.ipynb #6bbabf1d
 def on_disk(folder: Path, arrays: dict) -> Callable:
     "A `put` that makes arrays in `folder` and lists them in `arrays`. Their room is reserved: a full disk is an error, no crash later."
 
@@ -850,7 +848,7 @@ def to_tensor(images: np.ndarray, recipe: Variant, size: int | None) -> tuple[Te
         x[start : start + 1000] = cut(start, start + 1000)[0]
     return x, moved
 
-# %% ../nbs/00_data.ipynb #923bc148
+# %% ../nbs/00_data.ipynb #a21da93f
 def open_named(name: str, size: int | None, root) -> tuple[dict[str, np.ndarray], dict]:
     "The arrays and the meta of a set: on disk, from a package, or fetched; or of a folder of pictures (path, or name in `data_roots`)."
     kind = SOURCES[name].kind if name in SOURCES else None
@@ -872,7 +870,7 @@ def open_named(name: str, size: int | None, root) -> tuple[dict[str, np.ndarray]
         raise DataError(f"{name}: no images ({what}), expected SPLIT_images; ratings have a loader of their own: lesson 53_recommendation")
     return arrays, meta
 
-
+# %% ../nbs/00_data.ipynb #fe134ce3
 def load(
     name: str | os.PathLike = "mnist5k",
     split: str = "train",

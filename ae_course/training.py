@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'OPTIMIZERS', 'daly_schedule', 'Diverged', 'OutOfMemory', 'pick_device', 'mix', 'seeded', 'order', 'Feed',
            'Phase', 'make_phases', 'constant', 'piecewise', 'History', 'pack', 'unpack', 'State', 'save_state',
-           'load_state', 'Training', 'denormals_flushed', 'evaluate', 'fit']
+           'load_state', 'Training', 'train', 'denormals_flushed', 'evaluate', 'fit']
 
 # %% ../nbs/02_training.ipynb #4faefd33
 import ctypes
@@ -330,7 +330,7 @@ def load_state(path: Path, state: State, model: nn.Module, phases: list[Phase]) 
             torch.cuda.set_rng_state(generator, i)
     return State(state.settings, about["epoch"], about["step"], about["rows"])
 
-# %% ../nbs/02_training.ipynb #7f75aa55
+# %% ../nbs/02_training.ipynb #aa9282a4
 @dataclass
 class Training:
     "One call of `fit`: what it was given, and where it stands."
@@ -350,62 +350,72 @@ class Training:
     stop: threading.Event = field(default_factory=threading.Event)
     saved_at: float = -math.inf
 
-    def run(self, report: Callable[[dict], None]) -> None:
-        "Train until `epochs` are done; each epoch's row goes to `report`. `_Stopped`, with a checkpoint, once `stop` is set."
-        for epoch in range(self.state.epoch, self.epochs):
-            self._epoch(epoch)
-            try:
-                report({**self.state.rows[-1], "epochs": self.epochs})
-            except BaseException:
-                self._save(due=True)
-                raise
-            self._save(due=epoch + 1 == self.epochs)
-
-    def _epoch(self, epoch: int) -> None:
-        resumed, sizes = self.state.step, []
-        if not resumed:
-            torch.manual_seed(mix(self.seed, epoch, 2))  # the model's noise in this epoch
-            for phase in self.phases:
-                phase.seen, phase.steps = [], []
-        for phase in self.phases:
-            phase.set_lr(self.schedule(epoch))
-        last_finite = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.model.train()
-        start = time.perf_counter()
-        try:
-            for step, index in enumerate(order(len(self.feed), self.seed, epoch).to(self.feed.device).split(self.batch_size)):
-                sizes.append(len(index))
-                if step < resumed:
-                    continue
-                batch = self.feed.batch(index)
-                for phase in self.phases:
-                    if step % phase.every == 0:
-                        phase.steps.append(step)
-                        _step(self.model, batch, phase, self.precision)
-                if self.stop.is_set():
-                    self._interrupt(epoch, step + 1)
-            _check_finite(self.model, self.phases, epoch)
-        except Diverged:
-            self.model.load_state_dict(last_finite)
-            raise
-        row = {"epoch": epoch + 1, **_summary(self.phases, sizes)}
-        row |= {"lr": self.phases[0].optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - start}
-        if self.validation is not None:
-            terms = _evaluate(self.model, self.validation, mix(self.seed, epoch, 3), max(1000, self.batch_size))
-            row |= {f"validation_{k}": v for k, v in terms.items()}
-        self.state = State(self.state.settings, epoch + 1, 0, [*self.state.rows, row])
-
-    def _interrupt(self, epoch: int, step: int) -> None:
-        "Save within the epoch, unless what would be saved is spoiled, and stop."
-        _check_finite(self.model, self.phases, epoch)
-        self.state = State(self.state.settings, epoch, step, self.state.rows)
-        self._save(due=True)
-        raise _Stopped
-
-    def _save(self, due: bool) -> None:
+    def save(self, due: bool) -> None:
+        "Write the checkpoint if it is due, or the last one is old enough."
         if self.checkpoint and (due or time.monotonic() - self.saved_at >= self.checkpoint_seconds):
             save_state(self.checkpoint, self.state, self.model, self.phases)
             self.saved_at = time.monotonic()
+
+# %% ../nbs/02_training.ipynb #29b439d8
+class _Stopped(Exception):
+    "The loop has saved and ended because of a signal."
+
+
+def _steps(t: Training, epoch: int) -> list[int]:
+    "The steps of one epoch; the batches' sizes. `_Stopped`, with a checkpoint, once `stop` is set."
+    sizes, resumed = [], t.state.step
+    t.model.train()
+    for step, index in enumerate(order(len(t.feed), t.seed, epoch).to(t.feed.device).split(t.batch_size)):
+        sizes.append(len(index))
+        if step < resumed:
+            continue
+        batch = t.feed.batch(index)
+        for phase in t.phases:
+            if step % phase.every == 0:
+                phase.steps.append(step)
+                _step(t.model, batch, phase, t.precision)
+        if t.stop.is_set():
+            _check_finite(t.model, t.phases, epoch)
+            t.state = State(t.state.settings, epoch, step + 1, t.state.rows)
+            t.save(due=True)
+            raise _Stopped
+    return sizes
+
+# %% ../nbs/02_training.ipynb #dff8e507
+def _epoch(t: Training, epoch: int) -> dict:
+    "Train one epoch, or the rest of it; its row of the history. Diverged, with the last finite weights put back."
+    if not t.state.step:
+        torch.manual_seed(mix(t.seed, epoch, 2))  # the model's noise in this epoch
+        for phase in t.phases:
+            phase.seen, phase.steps = [], []
+    for phase in t.phases:
+        phase.set_lr(t.schedule(epoch))
+    last_finite, start = {k: v.clone() for k, v in t.model.state_dict().items()}, time.perf_counter()
+    try:
+        sizes = _steps(t, epoch)
+        _check_finite(t.model, t.phases, epoch)
+    except Diverged:
+        t.model.load_state_dict(last_finite)
+        raise
+    row = {"epoch": epoch + 1, **_summary(t.phases, sizes)}
+    row |= {"lr": t.phases[0].optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - start}
+    if t.validation is not None:
+        terms = _evaluate(t.model, t.validation, mix(t.seed, epoch, 3), max(1000, t.batch_size))
+        row |= {f"validation_{k}": v for k, v in terms.items()}
+    return row
+
+
+def train(t: Training, report: Callable[[dict], None]) -> None:
+    "Train until `epochs` are done; each epoch's row goes to `report`, and what it raises ends the training with a checkpoint."
+    for epoch in range(t.state.epoch, t.epochs):
+        row = _epoch(t, epoch)
+        t.state = State(t.state.settings, epoch + 1, 0, [*t.state.rows, row])
+        try:
+            report({**row, "epochs": t.epochs})
+        except BaseException:
+            t.save(due=True)
+            raise
+        t.save(due=epoch + 1 == t.epochs)
 
 # %% ../nbs/02_training.ipynb #123ceead
 def _release_helpers() -> None:
@@ -429,11 +439,7 @@ def denormals_flushed():
         torch.set_flush_denormal(False)
         _release_helpers()
 
-# %% ../nbs/02_training.ipynb #35a503ed
-class _Stopped(Exception):
-    "The loop has saved and ended because of a signal."
-
-
+# %% ../nbs/02_training.ipynb #68a7828f
 @contextmanager
 def _signals_noted(stop: threading.Event):
     "Inside, the first SIGINT or SIGTERM sets `stop`; it is delivered afterwards. A second is delivered at once. Main thread only."
@@ -526,7 +532,7 @@ def _reporter(progress, done: int, epochs: int):
 
         yield show
 
-# %% ../nbs/02_training.ipynb #e6a1a023
+# %% ../nbs/02_training.ipynb #440e6cfd
 def fit(model: nn.Module, data, *, epochs: int, batch_size: int | None = 128, lr: float | None = None, optimizer="adam",
         schedule: Callable[[int], float] | None = None, seed: int = 0, validation=None, device: str | torch.device = "auto",
         precision: str = "float32", checkpoint: str | Path | None = None, progress=True, checkpoint_seconds: float = 10.0) -> History:  # fmt: skip
@@ -561,7 +567,7 @@ def fit(model: nn.Module, data, *, epochs: int, batch_size: int | None = 128, lr
             if training.checkpoint and training.checkpoint.exists():
                 training.state = load_state(training.checkpoint, training.state, model, phases)
             with _reporter(progress, training.state.epoch, epochs) as report, _signals_noted(training.stop), denormals_flushed():
-                training.run(report)
+                train(training, report)
     except torch.OutOfMemoryError as error:
         count = sum(p.numel() for p in model.parameters())
         raise OutOfMemory(f"out of memory on {device} with batch_size {batch_size}, {len(data)} images and a model of {count:,} parameters "

@@ -26,6 +26,7 @@ from ae_course import data
 from ae_course.data import BadArgument, DataError, Images, UnknownName, check, datasets, get, images_from, load
 
 LAID_OUT = os.environ.get("AE_COURSE_DATA")
+FOREIGN = os.fsdecode("dätä with späces".encode())  # as the system hands such a name to Python, in any locale
 
 
 @pytest.fixture(autouse=True)
@@ -512,7 +513,7 @@ def wait_for(what, seconds=60):
 def test_two_processes_and_a_cold_cache(server, monkeypatch, tmp_path):
     files, images, _, announced = announce("mnist", server, monkeypatch)
     server.content |= {"/a/" + IMAGES: ("slow", files[IMAGES])}
-    root = tmp_path / "dätä with spaces"
+    root = tmp_path / FOREIGN
     both = [start(announced, "mnist", root, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0") for _ in range(2)]
     results = [process.communicate(timeout=120) for process in both]
     expected = hashlib.sha256(images["train"].astype(np.uint8).tobytes()).hexdigest()
@@ -570,7 +571,7 @@ def picture(path: Path, level, size=(6, 4), mode="RGB") -> None:
 
 
 def test_folder_with_classes(tmp_path):
-    folder = tmp_path / "my pictures ü"
+    folder = tmp_path / FOREIGN
     for kind, n in (("cat", 10), ("dog", 5)):
         for i in range(n):
             picture(folder / kind / f"{i}.png", (i, 0, 255))
@@ -578,7 +579,7 @@ def test_folder_with_classes(tmp_path):
     picture(folder / ".thumbnails" / "1.png", 0)
     train, test = load(folder), load(folder, "test")
     assert train.classes == ("cat", "dog") and train.y.bincount().tolist() == [8, 4] and test.y.bincount().tolist() == [2, 1]
-    assert train.x.shape == (12, 3, 4, 6) and train.name == "my pictures ü" and train.y[:4].tolist() == [0, 1, 0, 1]
+    assert train.x.shape == (12, 3, 4, 6) and train.name == FOREIGN and train.y[:4].tolist() == [0, 1, 0, 1]
     for path in folder.rglob("*.png"):
         os.utime(path, (0, 0))
     (folder / "cat").rename(folder / "x")
