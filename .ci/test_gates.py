@@ -20,7 +20,9 @@ SCRIPTS = Path(sys.executable).parent
 def call(*command, cwd=ROOT, **env):
     "A finished command; its output in the failure where it does not end with 0."
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # as many tests as cores run side by side
-    done = subprocess.run([str(c) for c in command], cwd=cwd, env=os.environ | one_thread | env, capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run(
+        [str(c) for c in command], cwd=cwd, env=os.environ | one_thread | env, capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done.stdout
 
@@ -41,7 +43,9 @@ def test_lesson_runs_alone_from_a_fresh_kernel(path, tmp_path):
     folder = tmp_path / "lesson with spaces"
     folder.mkdir()
     os.environ.update(OMP_NUM_THREADS="1", AE_COURSE_DATA=str(tmp_path / "no data"))
-    NotebookClient(nbformat.read(path, as_version=4), timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(
+        nbformat.read(path, as_version=4), timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
     assert not list(folder.iterdir()), "a lesson leaves no file behind"
 
 
@@ -83,7 +87,11 @@ def test_the_site_has_every_page_and_no_broken_link(tmp_path):
     for page in site.rglob("*.ipynb"):  # what only Quarto reads
         page.write_text(re.sub(r'"output-file: [^"]*",?', '"",', page.read_text(encoding="utf-8")), encoding="utf-8")
     config = (site / "_quarto.yml").read_text(encoding="utf-8")
-    config = "".join(line for line in config.splitlines(keepends=True) if not re.search(r"math-method|keep-md|commonmark|metadata-files|repo-actions|twitter|open-graph", line))
+    config = "".join(
+        line
+        for line in config.splitlines(keepends=True)
+        if not re.search(r"math-method|keep-md|commonmark|metadata-files|repo-actions|twitter|open-graph", line)
+    )
     (site / "_quarto.yml").write_text(config, encoding="utf-8")
     print(call(SCRIPTS / "smalldocs", "check", cwd=site))
     call(SCRIPTS / "smalldocs", "render", cwd=site)
@@ -106,14 +114,19 @@ def test_the_wheel_works_in_an_empty_environment(tmp_path):
     assert all(path.stem in listed for path in EXPERIMENTS)
     call(scripts / "ae-course", "run", "code_size", "--preset", "smoke", cwd=elsewhere)
     assert list((elsewhere / "runs" / "code_size").glob("*/result.json"))
-    assert call(scripts / "python", "-c", "import ae_course.lab; print(ae_course.lab.course_root())", cwd=elsewhere).strip().startswith(str(tmp_path / "empty"))
+    assert (
+        call(scripts / "python", "-c", "import ae_course.lab; print(ae_course.lab.course_root())", cwd=elsewhere)
+        .strip()
+        .startswith(str(tmp_path / "empty"))
+    )
 
 
 def test_importing_everything_adds_little_to_torch():
     code = (
         "import time, torch; t = time.perf_counter()\n"
         f"import {', '.join('ae_course.' + p.stem for p in sorted((ROOT / 'ae_course').glob('[a-z]*.py')))}\n"
-        "import sys; print(sorted({'matplotlib', 'sklearn', 'scipy', 'torchvision', 'pandas', 'IPython', 'ipywidgets', 'papermill'} & set(sys.modules)))"
+        "import sys; heavy = {'matplotlib', 'sklearn', 'scipy', 'torchvision', 'pandas', 'IPython', 'ipywidgets', 'papermill'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     assert call(sys.executable, "-c", code).strip() == "[]"  # the heavy libraries come when they are needed
     assert "torch" not in call(sys.executable, "-c", "import sys, ae_course.lab; print([m for m in sys.modules if m == 'torch'])")
@@ -140,7 +153,20 @@ def test_notebooks_hold_no_outputs_and_open_with_a_title():
 
 def test_the_repository_holds_no_large_file_no_absolute_path_and_nothing_that_a_run_makes():
     top = {p.relative_to(ROOT).parts[0] for p in tracked()}
-    named = {"nbs", "ae_course", "settings.ini", "setup.py", "data", "tests", "_quarto.yml", "README.md", "LICENSE", "CONTRIBUTING.md", "CHANGELOG.md", "constraints.txt"}
+    named = {
+        "nbs",
+        "ae_course",
+        "settings.ini",
+        "setup.py",
+        "data",
+        "tests",
+        "_quarto.yml",
+        "README.md",
+        "LICENSE",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "constraints.txt",
+    }
     assert {name for name in top if not name.startswith(".")} == named
     for path in tracked():
         assert path.stat().st_size < 500_000, f"{path}: {path.stat().st_size} bytes"

@@ -41,15 +41,16 @@ def check_choice(name: str, value, allowed) -> None:
     if value not in allowed:
         raise BadArgument(f"{name}: got {value!r}, expected one of {', '.join(map(str, allowed))}")
 
-# %% ../nbs/01_autoencoder.ipynb #ae9e1b2f
+# %% ../nbs/01_autoencoder.ipynb #bb7f703c
 REGISTRY: dict[str, Callable] = {}
 
 
 def register(thing: Callable) -> Callable:
     """Enrol a network builder, or a family (a subclass of `Autoencoder`), under its own name, so that `load_model` can rebuild it.
 
-    A builder's networks remember `{"name", "arguments"}` as `.builder`; a family keeps each argument of its constructor in an attribute of that
-    name (scikit-learn's convention). A second, different thing of the same name is refused: a file could then mean either.
+    A builder's networks remember `{"name", "arguments"}` as `.builder`; a family keeps each argument of its constructor in an attribute
+    of that name (scikit-learn's convention). A second, different thing of the same name is refused: a file
+    could then mean either.
     """
     name, place = thing.__name__, (thing.__module__, thing.__qualname__)
     taken = REGISTRY.get(name)
@@ -89,16 +90,27 @@ def uniform_init(module: nn.Module, bound: float) -> nn.Module:
                 nn.init.zeros_(layer.bias)
     return module
 
-# %% ../nbs/01_autoencoder.ipynb #cb488b21
+# %% ../nbs/01_autoencoder.ipynb #839e10ed
 @register
-def mlp(shape: Sequence[int] = (1, 28, 28), hidden: Sequence[int] = (256,), latent_dim: int = 64, activation: str | None = "relu",
-        code_activation: str | None = None, output: str | None = "sigmoid", init: float | None = None) -> tuple[nn.Module, nn.Module]:  # fmt: skip
+def mlp(
+    shape: Sequence[int] = (1, 28, 28),
+    hidden: Sequence[int] = (256,),
+    latent_dim: int = 64,
+    activation: str | None = "relu",
+    code_activation: str | None = None,
+    output: str | None = "sigmoid",
+    init: float | None = None,
+) -> tuple[nn.Module, nn.Module]:
     """Multilayer perceptrons `(encoder, decoder)`: images `(N, *shape)` to codes `(N, latent_dim)` and back through the mirrored widths.
 
     `hidden`: widths between image and code, `()` for single layers. `activation` follows the hidden layers, `code_activation` the code,
     `output` the last layer ("sigmoid" for values in [0, 1], "linear" for any). `init`: uniform bound, or None for PyTorch's own.
     """
-    widths = [math.prod(check_size("shape", s) for s in shape), *(check_size("hidden", h) for h in hidden), check_size("latent_dim", latent_dim)]
+    widths = [
+        math.prod(check_size("shape", s) for s in shape),
+        *(check_size("hidden", h) for h in hidden),
+        check_size("latent_dim", latent_dim),
+    ]
     for name, value in (("activation", activation), ("code_activation", code_activation), ("output", output)):
         check_choice(name, value, ACTIVATIONS)
     encoder = nn.Sequential(nn.Flatten(), *_layers(widths, activation, code_activation))
@@ -126,7 +138,7 @@ def gaussian_error(x_hat: Tensor, x: Tensor, sigma: float = 1.0) -> Tensor:
 
 RECONSTRUCTIONS = {"mse": squared_error, "bce": cross_entropy, "gaussian": gaussian_error}
 
-# %% ../nbs/01_autoencoder.ipynb #6eeb058d
+# %% ../nbs/01_autoencoder.ipynb #8196b33c
 @register
 class Autoencoder(nn.Module):
     """`encoder` and `decoder` with a reconstruction loss; the usual base of a family, not a requirement of `fit`.
@@ -165,7 +177,9 @@ class Autoencoder(nn.Module):
     def per_image(self, x_hat: Tensor, x: Tensor) -> Tensor:
         "Reconstruction loss of each image, (N,): mean or sum over the values of an image by `reduction`, nothing over images."
         if x_hat.shape != x.shape:  # broadcasting would hide it
-            raise ValueError(f"per_image: x_hat has shape {tuple(x_hat.shape)}, x has {tuple(x.shape)}; the decoder must give back the input's shape")
+            raise ValueError(
+                f"per_image: x_hat has shape {tuple(x_hat.shape)}, x has {tuple(x.shape)}; the decoder must give back the input's shape"
+            )
         error = RECONSTRUCTIONS[self.reconstruction](x_hat.to(x.dtype), x, self.sigma).flatten(1)  # (N, d)
         return error.mean(1) if self.reduction == "mean" else error.sum(1)
 
@@ -178,7 +192,9 @@ class Autoencoder(nn.Module):
     def check_data(self, x: Tensor) -> None:
         "DataError where values of `x` are outside what the loss is defined for; `fit` calls it once on float data."
         if self.reconstruction == "bce" and not (x.min() >= 0 and x.max() <= 1):
-            raise DataError(f"binary cross-entropy: got values from {x.min():.4g} to {x.max():.4g}, expected [0, 1]; rescale the data or use 'mse'")
+            raise DataError(
+                f"binary cross-entropy: got values from {x.min():.4g} to {x.max():.4g}, expected [0, 1]; rescale the data or use 'mse'"
+            )
 
 # %% ../nbs/01_autoencoder.ipynb #0f360cac
 class CheckpointError(ValueError):
@@ -210,7 +226,7 @@ def write_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], about: di
     plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}  # copies: shared memory is refused
     write_atomically(path, save(plain, metadata={"ae_course": json.dumps(about)}))
 
-# %% ../nbs/01_autoencoder.ipynb #78add4a3
+# %% ../nbs/01_autoencoder.ipynb #2a6f5893
 def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
     "The tensors and the description in a safetensors file; CheckpointError for anything else. Never unpickles."
     from safetensors import SafetensorError, safe_open
@@ -224,10 +240,12 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
             # clones, because a tensor within the file may lie unaligned, and sums over such memory round differently
             return {name: file.get_tensor(name).clone() for name in file.keys()}, about  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); pickles (.pt, .pth) are refused, they can run code: "
-                              "save the model again with save_model") from None  # fmt: skip
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({error}); pickles (.pt, .pth) are refused, they can run code: "
+            "save the model again with save_model"
+        ) from None
 
-# %% ../nbs/01_autoencoder.ipynb #41bb2e88
+# %% ../nbs/01_autoencoder.ipynb #6a687997
 def describe(model: nn.Module) -> dict:
     "What a file says of `model`: registered family and builder with their arguments; None in place of what is not registered."
     family, builder = type(model), getattr(getattr(model, "encoder", None), "builder", None)
@@ -247,18 +265,24 @@ def _rebuild(about: dict, path) -> nn.Module:
     "The model that a file's description names, if family and builder are registered; nothing is imported."
     family, builder = about.get("family"), (about.get("builder") or {}).get("name")
     if family not in REGISTRY or builder not in REGISTRY:
-        raise CheckpointError(f"{path}: family {family!r} (from {about.get('module')}) with builder {builder!r}, of which at least one is not registered here; "
-                              f"import the module that registers it, or pass model=; registered: {', '.join(REGISTRY)}")  # fmt: skip
+        raise CheckpointError(
+            f"{path}: family {family!r} (from {about.get('module')}) with builder {builder!r}, of which at least one is not registered "
+            f"here; import the module that registers it, or pass model=; registered: {', '.join(REGISTRY)}"
+        )
     return REGISTRY[family](*REGISTRY[builder](**about["builder"]["arguments"]), **about["arguments"])
 
-# %% ../nbs/01_autoencoder.ipynb #1a8c2e96
+# %% ../nbs/01_autoencoder.ipynb #38e25ad9
 def fit_weights(model: nn.Module, tensors: dict[str, Tensor], about: dict, path) -> None:
     "Copy `tensors` into `model` if every name and shape agrees; else CheckpointError, and the model stays as it was."
     own = model.state_dict()
     problems = {
         "missing": sorted(own.keys() - tensors.keys()),
         "unexpected": sorted(tensors.keys() - own.keys()),
-        "shape": [f"{k}: file {tuple(tensors[k].shape)}, model {tuple(own[k].shape)}" for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape],
+        "shape": [
+            f"{k}: file {tuple(tensors[k].shape)}, model {tuple(own[k].shape)}"
+            for k in own.keys() & tensors.keys()
+            if own[k].shape != tensors[k].shape
+        ],
     }
     if any(problems.values()):
         found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)

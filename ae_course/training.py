@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from .autoencoder import CheckpointError, fit_weights, read_tensors, write_tensors
 from .data import BadArgument, Batch, DataError, Images
 
-# %% ../nbs/02_training.ipynb #e86dcb4b
+# %% ../nbs/02_training.ipynb #52065240
 log = logging.getLogger(__name__)
 
 
@@ -46,7 +46,7 @@ class OutOfMemory(RuntimeError):
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
-    "`device`, or for \"auto\" the first that is there of: CUDA, Apple's GPU, the CPU. BadArgument where the named device is absent."
+    '`device`, or for "auto" the first that is there of: CUDA, Apple\'s GPU, the CPU. BadArgument where the named device is absent.'
     if str(device) == "auto":
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         log.info("device='auto': training on %s", found)
@@ -56,7 +56,9 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise BadArgument(f"device: got {str(device)!r}, which is not usable here ({reason}); use 'cpu', or 'auto' to take what is there") from None
+        raise BadArgument(
+            f"device: got {str(device)!r}, which is not usable here ({reason}); use 'cpu', or 'auto' to take what is there"
+        ) from None
     return device
 
 # %% ../nbs/02_training.ipynb #9a2f0b23
@@ -77,10 +79,10 @@ def order(n: int, seed: int, epoch: int) -> Tensor:
     "The permutation (n,) in which `fit` visits the images in `epoch`."
     return torch.randperm(n, generator=torch.Generator().manual_seed(mix(seed, epoch, 1)))
 
-# %% ../nbs/02_training.ipynb #6288e3a0
+# %% ../nbs/02_training.ipynb #dc5f0a03
 class Feed:
-    """Batches of `data` on `device`: `Images` (bytes, divided by 255 a batch at a time), a float tensor (N, ...), or anything with `len` and
-    `batch(index, device) -> Batch`. DataError for an empty set, for integers, and for the first value that is not finite."""
+    """Batches of `data` on `device`: `Images` (bytes, divided by 255 a batch at a time), a float tensor (N, ...), or anything with `len`
+    and `batch(index, device) -> Batch`. DataError for an empty set, for integers, and for the first value that is not finite."""
 
     def __init__(self, data, device: torch.device):
         self.size, self.device = len(data), device
@@ -95,15 +97,22 @@ class Feed:
         elif hasattr(data, "batch"):
             self.source = data
         else:
-            raise DataError(f"data: got {type(data).__name__}, expected Images, a float tensor, or an object with len and batch(index, device)")
+            raise DataError(
+                f"data: got {type(data).__name__}, expected Images, a float tensor, or an object with len and batch(index, device)"
+            )
 
     @staticmethod
     def _checked(x: Tensor) -> Tensor:
         if not x.is_floating_point():
-            raise DataError(f"data: got a tensor of {x.dtype}, expected floats (for bytes: ae_course.data.images_from); nothing is rescaled silently")
+            raise DataError(
+                f"data: got a tensor of {x.dtype}, expected floats (for bytes: ae_course.data.images_from); nothing is rescaled silently"
+            )
         bad = (~x.isfinite()).flatten(1).any(1) if x.ndim > 1 else ~x.isfinite()
         if bad.any():
-            raise DataError(f"data: {int(bad.sum())} of {len(x)} images hold NaN or infinite values, the first at index {int(bad.nonzero()[0])}; remove or repair them")
+            raise DataError(
+                f"data: {int(bad.sum())} of {len(x)} images hold NaN or infinite values, "
+                f"the first at index {int(bad.nonzero()[0])}; remove or repair them"
+            )
         return x
 
     def __len__(self) -> int:
@@ -122,7 +131,7 @@ class Feed:
         batch = self.batch(torch.linspace(0, self.size - 1, min(64, self.size), device=self.device).long())
         return hashlib.sha256(f"{self.size} {tuple(batch.x.shape)}".encode() + batch.x.float().cpu().numpy().tobytes()).hexdigest()[:16]
 
-# %% ../nbs/02_training.ipynb #0b49aca7
+# %% ../nbs/02_training.ipynb #f3b84c7b
 def _adam(parameters, lr: float) -> torch.optim.Optimizer:
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
     return torch.optim.Adam(parameters, lr=lr, fused=fused)
@@ -133,7 +142,10 @@ OPTIMIZERS: dict[str, tuple[Callable, float]] = {
     "adam": (_adam, 1e-3),
     "adamw": (torch.optim.AdamW, 1e-3),
     "sgd": (torch.optim.SGD, 1e-2),
-    "lbfgs": (partial(torch.optim.LBFGS, max_iter=20, history_size=50, tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe"), 1.0),
+    "lbfgs": (
+        partial(torch.optim.LBFGS, max_iter=20, history_size=50, tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe"),
+        1.0,
+    ),
 }
 
 
@@ -154,9 +166,9 @@ class Phase:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * factor
 
-# %% ../nbs/02_training.ipynb #b3578756
+# %% ../nbs/02_training.ipynb #cc1f0621
 def make_phases(model: nn.Module, optimizer, lr: float | None) -> list[Phase]:
-    "The phases of `model`: its own `phases()` list of (name, parameters, every, lr), or one named main with every parameter that is trained."
+    "The phases of `model`: its own `phases()` list of (name, parameters, every, lr), or one named main with all that is trained."
     if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
         raise BadArgument(f"optimizer: got {optimizer!r}, expected one of {', '.join(OPTIMIZERS)}, or a function of (parameters, lr)")
     make, usual = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else (optimizer, 1e-3)
@@ -216,9 +228,9 @@ def _step(model: nn.Module, batch: Batch, phase: Phase, precision) -> None:
     phase.optimizer.step(lambda: _backward(model, batch, phase, precision))
     del phase.seen[tried + 1 :]  # the row of the step's start stays; the line search's trials go
 
-# %% ../nbs/02_training.ipynb #311458ae
+# %% ../nbs/02_training.ipynb #7f14a7bb
 class History:
-    "One dictionary an epoch in `.rows`; `history[\"loss\"]` is a column. Every term, the learning rate and the seconds are there."
+    'One dictionary an epoch in `.rows`; `history["loss"]` is a column. Every term, the learning rate and the seconds are there.'
 
     def __init__(self, rows: list[dict] | None = None):
         self.rows = rows or []
@@ -249,7 +261,7 @@ def _summary(phases: list[Phase], sizes: list[int]) -> dict[str, float]:
         row |= means if len(phases) == 1 else {f"{phase.name}/{k}": v for k, v in means.items()}
     return row
 
-# %% ../nbs/02_training.ipynb #6f74616b
+# %% ../nbs/02_training.ipynb #5260adf3
 def _check_finite(model: nn.Module, phases: list[Phase], epoch: int) -> None:
     "Diverged, with epoch, step, learning rate and terms, if a recorded value or a weight is not finite."
     for phase in phases:
@@ -259,10 +271,15 @@ def _check_finite(model: nn.Module, phases: list[Phase], epoch: int) -> None:
             at = int(bad.nonzero()[0])
             terms = ", ".join(f"{k} = {v:.4g}" for k, v in zip(phase.columns, values[at].tolist()))
             rate = phase.optimizer.param_groups[0]["lr"]
-            raise Diverged(f"training diverged in epoch {epoch + 1}, step {phase.steps[at] + 1}, phase {phase.name!r}, lr {rate:.4g}: {terms}; "
-                           "the weights of the last finite epoch are kept; lower lr, or look at the data")  # fmt: skip
+            raise Diverged(
+                f"training diverged in epoch {epoch + 1}, step {phase.steps[at] + 1}, phase {phase.name!r}, "
+                f"lr {rate:.4g}: {terms}; "
+                "the weights of the last finite epoch are kept; lower lr, or look at the data"
+            )
     if not torch.stack([p.detach().isfinite().all() for p in model.parameters()]).all():
-        raise Diverged(f"training diverged: a weight is not finite after epoch {epoch + 1}; the weights of the last finite epoch are kept; lower lr")
+        raise Diverged(
+            f"training diverged: a weight is not finite after epoch {epoch + 1}; the weights of the last finite epoch are kept; lower lr"
+        )
 
 # %% ../nbs/02_training.ipynb #24a403a3
 def pack(value, tensors: dict[str, Tensor], name: str):
@@ -286,7 +303,7 @@ def unpack(packed: dict, tensors: dict[str, Tensor]):
         return {k: unpack(v, tensors) for k, v in value}
     return [unpack(v, tensors) for v in value] if kind == "list" else value
 
-# %% ../nbs/02_training.ipynb #6c59972f
+# %% ../nbs/02_training.ipynb #1e9f8031
 @dataclass
 class State:
     "Where a training stands: finished epochs, steps into the next one, and the settings that a resume must share."
@@ -301,8 +318,15 @@ def save_state(path: Path, state: State, model: nn.Module, phases: list[Phase]) 
     "Everything a resume needs, as one safetensors file, atomically."
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     about = asdict(state)
-    about["phases"] = {p.name: {"optimizer": pack(p.optimizer.state_dict(), tensors, f"optimizer.{p.name}"),
-                                "seen": pack(p.seen, tensors, f"seen.{p.name}"), "steps": p.steps, "columns": p.columns} for p in phases}  # fmt: skip
+    about["phases"] = {
+        p.name: {
+            "optimizer": pack(p.optimizer.state_dict(), tensors, f"optimizer.{p.name}"),
+            "seen": pack(p.seen, tensors, f"seen.{p.name}"),
+            "steps": p.steps,
+            "columns": p.columns,
+        }
+        for p in phases
+    }
     if state.step:  # inside an epoch the noise goes on where it stood; at its start the seed fixes it
         generators = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
         about["generators"] = pack(generators, tensors, "generator")
@@ -313,8 +337,12 @@ def load_state(path: Path, state: State, model: nn.Module, phases: list[Phase]) 
     "Fill `model` and `phases` from the checkpoint; CheckpointError, with the model untouched, if it was made with other settings."
     tensors, about = read_tensors(path)
     if "settings" not in about:
-        raise CheckpointError(f"{path}: holds weights but no training to resume; load it with load_model, or give fit another checkpoint path")
-    differing = [f"{k}: saved {about['settings'].get(k)!r}, asked {v!r}" for k, v in state.settings.items() if about["settings"].get(k) != v]
+        raise CheckpointError(
+            f"{path}: holds weights but no training to resume; load it with load_model, or give fit another checkpoint path"
+        )
+    differing = [
+        f"{k}: saved {about['settings'].get(k)!r}, asked {v!r}" for k, v in state.settings.items() if about["settings"].get(k) != v
+    ]
     if differing:
         raise CheckpointError(f"{path}: made with other settings ({'; '.join(differing)}); use those, or another checkpoint path")
     fit_weights(model, {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, {"settings": about["settings"]}, path)
@@ -471,7 +499,7 @@ def _signals_noted(stop: threading.Event):
     if caught:
         signal.raise_signal(caught[0])
 
-# %% ../nbs/02_training.ipynb #06266b2e
+# %% ../nbs/02_training.ipynb #a2ef7094
 def _evaluate(model: nn.Module, feed: Feed, seed: int, batch_size: int, corrupt: bool = False) -> dict[str, float]:
     "Means of every loss term and their sum over `feed`, batches weighted by size; noise depends on `seed` alone."
     training, totals = model.training, None
@@ -495,14 +523,15 @@ def _evaluate(model: nn.Module, feed: Feed, seed: int, batch_size: int, corrupt:
 
 
 def evaluate(model: nn.Module, data, *, corrupt: bool = False, seed: int = 0, batch_size: int = 1000) -> dict[str, float]:
-    """Every loss term of `model` on `data`, and their sum as "loss": means over the images, batches weighted by size, on the model's device.
+    """Every loss term of `model` on `data`, and their sum as "loss": means over the images, batches weighted by size.
 
-    The model is in eval mode meanwhile: its corruption does not apply, unless `corrupt=True`; the noise then depends on `seed` alone.
+    It runs where the model is. The model is in eval mode meanwhile: its corruption does not apply, unless `corrupt=True`; the noise then
+    depends on `seed` alone.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return _evaluate(model, Feed(data, device), mix(seed, 3), batch_size, corrupt)
 
-# %% ../nbs/02_training.ipynb #b36a2848
+# %% ../nbs/02_training.ipynb #101a8222
 def _check_settings(model: nn.Module, n: int, epochs, batch_size, precision) -> None:
     "BadArgument for counts that are no counts, an unknown precision, and a last batch of one under batch normalisation."
     for name, value, least in (("epochs", epochs, 0), ("batch_size", n if batch_size is None else batch_size, 1)):
@@ -512,8 +541,10 @@ def _check_settings(model: nn.Module, n: int, epochs, batch_size, precision) -> 
         raise BadArgument(f"precision: got {precision!r}, expected 'float32' or 'bfloat16'")
     batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     if batch_norm and epochs and (n == 1 or (batch_size and (batch_size == 1 or n % batch_size == 1))):
-        raise BadArgument(f"batch_size: got {batch_size} for {n} images, whose last batch has one image; batch normalisation needs at least 2: "
-                         "choose another batch_size or another number of images")  # fmt: skip
+        raise BadArgument(
+            f"batch_size: got {batch_size} for {n} images, whose last batch has one image; batch normalisation needs at least 2: "
+            "choose another batch_size or another number of images"
+        )
 
 
 @contextmanager
@@ -532,11 +563,25 @@ def _reporter(progress, done: int, epochs: int):
 
         yield show
 
-# %% ../nbs/02_training.ipynb #440e6cfd
-def fit(model: nn.Module, data, *, epochs: int, batch_size: int | None = 128, lr: float | None = None, optimizer="adam",
-        schedule: Callable[[int], float] | None = None, seed: int = 0, validation=None, device: str | torch.device = "auto",
-        precision: str = "float32", checkpoint: str | Path | None = None, progress=True, checkpoint_seconds: float = 10.0) -> History:  # fmt: skip
-    """Train `model`, in place and on `device`, where it stays; one row an epoch in the History, with every term, lr and seconds.
+# %% ../nbs/02_training.ipynb #c56b25a4
+def fit(
+    model: nn.Module,
+    data,
+    *,
+    epochs: int,
+    batch_size: int | None = 128,
+    lr: float | None = None,
+    optimizer="adam",
+    schedule: Callable[[int], float] | None = None,
+    seed: int = 0,
+    validation=None,
+    device: str | torch.device = "auto",
+    precision: str = "float32",
+    checkpoint: str | Path | None = None,
+    progress=True,
+    checkpoint_seconds: float = 10.0,
+) -> History:
+    """Train `model`, in place and on `device`, where it stays, in eval mode; one row an epoch in the History: every term, lr, seconds.
 
     data, validation: `Images`, a float tensor (N, ...), or anything with `len` and `batch(index, device) -> Batch`.
     batch_size: images a step, None for all at once. lr: None for the optimizer's usual one (Adam 1e-3, L-BFGS 1).
@@ -544,8 +589,8 @@ def fit(model: nn.Module, data, *, epochs: int, batch_size: int | None = 128, lr
     seed fixes the order of the images and the model's noise; build the model under `seeded` to fix its start.
     precision: "float32", or "bfloat16" for autocast. progress: a bar, nothing, or a function called with each epoch's row, which must not
     draw from torch's global generator.
-    checkpoint: a file kept up to date (at most every `checkpoint_seconds`, at the end, and on Ctrl-C). If it is there, training resumes from it,
-    on the CPU bit for bit; a finished one is loaded and nothing is trained. Its settings must be the same, only `epochs` may grow.
+    checkpoint: a file kept up to date (at most every `checkpoint_seconds`, at the end, and on Ctrl-C). If it is there, training resumes
+    from it, on the CPU bit for bit; a finished one is loaded and nothing is trained. Its settings must be the same, only `epochs` may grow.
     The same call gives the same weights on the CPU with the same number of threads.
 
     Errors: DataError, BadArgument, CheckpointError, Diverged (the model then holds the last finite epoch), OutOfMemory.
@@ -558,18 +603,42 @@ def fit(model: nn.Module, data, *, epochs: int, batch_size: int | None = 128, lr
         if hasattr(model, "check_data") and isinstance(data, Tensor):
             model.check_data(data)
         phases, schedule = make_phases(model, optimizer, lr), schedule or constant
-        settings = {"batch_size": batch_size, "optimizer": optimizer if isinstance(optimizer, str) else getattr(optimizer, "__qualname__", "own"),
-                    "lr": {p.name: p.lr for p in phases}, "seed": seed, "precision": precision, "data": feed.fingerprint()}  # fmt: skip
+        settings = {
+            "batch_size": batch_size,
+            "optimizer": optimizer if isinstance(optimizer, str) else getattr(optimizer, "__qualname__", "own"),
+            "lr": {p.name: p.lr for p in phases},
+            "seed": seed,
+            "precision": precision,
+            "data": feed.fingerprint(),
+        }
         autocast = partial(torch.autocast, device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext
-        training = Training(model, feed, phases, State(settings), epochs, batch_size or len(feed), seed, schedule, autocast,
-                            None if validation is None else Feed(validation, device), checkpoint and Path(checkpoint), checkpoint_seconds)  # fmt: skip
+        training = Training(
+            model,
+            feed,
+            phases,
+            State(settings),
+            epochs,
+            batch_size or len(feed),
+            seed,
+            schedule,
+            autocast,
+            None if validation is None else Feed(validation, device),
+            checkpoint and Path(checkpoint),
+            checkpoint_seconds,
+        )
         with torch.random.fork_rng():
             if training.checkpoint and training.checkpoint.exists():
                 training.state = load_state(training.checkpoint, training.state, model, phases)
+                if training.state.epoch > epochs:
+                    raise CheckpointError(f"{checkpoint}: holds {training.state.epoch} epochs, asked {epochs}; use another checkpoint path")
             with _reporter(progress, training.state.epoch, epochs) as report, _signals_noted(training.stop), denormals_flushed():
                 train(training, report)
     except torch.OutOfMemoryError as error:
         count = sum(p.numel() for p in model.parameters())
-        raise OutOfMemory(f"out of memory on {device} with batch_size {batch_size}, {len(data)} images and a model of {count:,} parameters "
-                          f"({str(error).splitlines()[0]}); lower batch_size, or the model's size") from error  # fmt: skip
+        raise OutOfMemory(
+            f"out of memory on {device} with batch_size {batch_size}, {len(data)} images and a model of {count:,} parameters "
+            f"({str(error).splitlines()[0]}); lower batch_size, or the model's size"
+        ) from error
+    finally:
+        model.eval()
     return History(training.state.rows)

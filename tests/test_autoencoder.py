@@ -146,7 +146,12 @@ def test_a_pickle_is_refused_and_never_run(tmp_path):
 
 
 def test_a_file_cannot_name_code_to_import(tmp_path):
-    about = {"family": "system", "module": "os", "arguments": {"command": f"touch {tmp_path}/ran"}, "builder": {"name": "mlp", "arguments": {}}}
+    about = {
+        "family": "system",
+        "module": "os",
+        "arguments": {"command": f"touch {tmp_path}/ran"},
+        "builder": {"name": "mlp", "arguments": {}},
+    }
     save_file({"w": torch.zeros(1)}, tmp_path / "m.safetensors", metadata={"ae_course": json.dumps(about)})
     with pytest.raises(CheckpointError, match="not registered"):
         load_model(tmp_path / "m.safetensors")

@@ -145,7 +145,9 @@ def test_schedules():
         def loss_terms(self, batch, phase="main"):
             return {"w": self.w.sum()}
 
-    history = fit(Idle(), torch.zeros(4, 1), epochs=3, lr=0.5, optimizer="sgd", schedule=piecewise({0: 0.1, 1: 1.0}), batch_size=None, **QUIET)
+    history = fit(
+        Idle(), torch.zeros(4, 1), epochs=3, lr=0.5, optimizer="sgd", schedule=piecewise({0: 0.1, 1: 1.0}), batch_size=None, **QUIET
+    )
     assert history["lr"] == pytest.approx([0.05, 0.5, 0.5]) and history["w"] == pytest.approx([1, 0.95, 0.45])
     assert [daly_schedule(e) * 1e-3 for e in (0, 1, 33, 66)] == pytest.approx([1e-4, 1e-3, 1e-4, 1e-5])
     with pytest.raises(BadArgument, match="epoch 0"):
@@ -207,6 +209,8 @@ def test_epochs_may_grow_other_settings_may_not_change(digits, tmp_path):
     for change, named in (({"lr": 0.1}, "lr"), ({"batch_size": 7}, "batch_size"), ({"seed": 1}, "seed")):
         with pytest.raises(CheckpointError, match=named):
             fit(build(Noisy), digits, epochs=4, checkpoint=file, **change, **QUIET)
+    with pytest.raises(CheckpointError, match="holds 4 epochs, asked 3"):
+        fit(build(Noisy), digits, epochs=3, checkpoint=file, **QUIET)
     with pytest.raises(CheckpointError, match="data"):
         fit(build(Noisy), digits[:200], epochs=4, checkpoint=file, **QUIET)
 
@@ -228,7 +232,8 @@ SCRIPT = """
     def report(row):
         print(row["epoch"], flush=True)
         time.sleep(float(sys.argv[3]))
-    fit(model, load("mnist5k", limit=300), epochs=8, batch_size=64, device="cpu", checkpoint=sys.argv[1], checkpoint_seconds=0, progress=report)
+    call = {"epochs": 8, "batch_size": 64, "device": "cpu", "checkpoint": sys.argv[1], "checkpoint_seconds": 0}
+    fit(model, load("mnist5k", limit=300), progress=report, **call)
     save_model(model, sys.argv[2])
 """
 
@@ -462,3 +467,9 @@ def test_checkpoints_are_not_written_more_often_than_asked(digits, tmp_path, mon
     monkeypatch.setattr(training, "save_state", lambda *a: times.append(time.monotonic()))
     fit(build(), digits, epochs=6, checkpoint=tmp_path / "c.safetensors", checkpoint_seconds=1000, **QUIET)
     assert len(times) == 2  # after the first epoch, and at the end
+
+
+def test_the_model_ends_in_eval_mode(digits):
+    model = build(Noisy)
+    fit(model, digits, epochs=1, **QUIET)
+    assert not model.training and torch.equal(model(digits.pixels()), model(digits.pixels()))

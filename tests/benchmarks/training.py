@@ -81,7 +81,10 @@ def main():
     digits = load("mnist5k").pixels()
     x = digits.repeat(-(-args.images // len(digits)), 1, 1, 1)[: args.images].contiguous()
     loops = {"DataLoader": dataloader_loop, "tight": tight_loop, "fit": fit_loop}
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, {device}; {len(x)} images, {args.rounds} rounds of {args.epochs} epochs")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, {device}; "
+        f"{len(x)} images, {args.rounds} rounds of {args.epochs} epochs"
+    )
     for batch_size in args.batch_sizes:
         times = {name: [] for name in loops}
         late = {name: [] for name in loops}
