@@ -701,7 +701,7 @@ def only_one(name: str, root: Path):
             log.warning("%s: no file locks here (%s): let only one process prepare a set at a time", name, error)
         yield
 
-# %% ../nbs/00_data.ipynb #6bbabf1d
+# %% ../nbs/00_data.ipynb #df5011df
 def on_disk(folder: Path, arrays: dict) -> Callable:
     "A `put` that makes arrays in `folder` and lists them in `arrays`. Their room is reserved: a full disk is an error, no crash later."
 
@@ -713,8 +713,9 @@ def on_disk(folder: Path, arrays: dict) -> Callable:
                 try:
                     os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
                 except OSError as error:
-                    what = f"{error.strerror}: {key} takes {array.nbytes:,} bytes; make room, or set AE_COURSE_DATA to another folder"
-                    raise OSError(error.errno, what, str(path)) from None
+                    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # other errors: a file system that cannot reserve
+                        what = f"{error.strerror}: {key} takes {array.nbytes:,} bytes; make room, or set AE_COURSE_DATA to another folder"
+                        raise OSError(error.errno, what, str(path)) from None
         arrays[key] = [list(map(int, shape)), array.dtype.name]
         return array
 

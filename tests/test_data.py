@@ -366,6 +366,8 @@ def test_no_good_copy(bad, server, monkeypatch, tmp_path):
     if bad in ("short", "wrong", "page"):
         wrong = (tmp_path / "data/cifar10" / f"{name}.corrupt").read_bytes()
         assert hashlib.md5(wrong).hexdigest() in message and wrong != good
+    if bad == "flood":
+        assert "which is too much for this file" in message  # it was cut off, not swallowed whole
     assert not list(tmp_path.rglob("meta.json")) and not list(tmp_path.rglob("*.npy"))
     server.content["/a/" + name] = good
     assert np.array_equal(load("cifar10").x, images["train"])  # it is tried again, and nothing of before is in the way
@@ -599,6 +601,10 @@ def test_folder_with_splits_and_without_classes(tmp_path):
             picture(tmp_path / "a" / split / f"{i}.png", i, mode="L")
     assert [len(load(tmp_path / "a", split)) for split in ("train", "validation", "test")] == [3, 2, 1]
     assert load(tmp_path / "a").y is None and load(tmp_path / "a").x.shape[1:] == (1, 4, 6)
+    for kind in ("cat", "dog"):
+        for i in range(3):
+            picture(tmp_path / "b" / "train" / kind / f"{i}.png", i, mode="L")
+    assert load(tmp_path / "b").y.tolist() == [0, 1, 0, 1, 0, 1]  # classes take turns here, too
     picture(tmp_path / "one" / "only.png", 7, mode="L")
     assert len(load(tmp_path / "one")) == 1
     with pytest.raises(DataError, match="0 images, need at least 1"):
@@ -721,6 +727,7 @@ def test_crops_and_landmarks(server, monkeypatch):
     plain, cut = load("celeba"), load("celeba", variant="rae")
     assert torch.allclose(cut.extras["landmarks"], (plain.extras["landmarks"] - torch.tensor([19.0, 39])) * 64 / 140)
     assert cut.about["variant"] == "rae" and "antialiased" in cut.about["differs"]
+    assert data.to_tensor(np.zeros((1, 218, 178, 3), np.uint8), data.VARIANTS["celeba"]["tightrope"], None)[1] == (-7, 13, 0.5)
     half = load("celeba", size=89)  # the centre square is 178, from row 20
     assert torch.allclose(half.extras["landmarks"], (plain.extras["landmarks"] - torch.tensor([0.0, 20])) / 2)
     with pytest.raises(DataError, match="at least 10,000.*this copy has 6 of"):
