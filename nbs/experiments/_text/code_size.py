@@ -35,10 +35,12 @@ init: float = 0.01  # > 0: weights start uniform in (-init, init)
 seed: int = 0  # >= 0: fixes the start and the order of the images
 device: str = "auto"  # one of auto, cpu, cuda, mps: where to train
 precision: str = "float32"  # one of float32, bfloat16: arithmetic of the networks
+threads: int | None = None  # >= 1: processor threads; none takes PyTorch's choice
 
 # %%
 from ae_course.lab import start
 
+# %%
 run = start("code_size", globals())
 
 # %% [markdown]
@@ -49,11 +51,14 @@ import torch
 
 from ae_course.autoencoder import Autoencoder, mlp, save_model
 from ae_course.data import load
-from ae_course.figures import curves, image_grid
+from ae_course.figures import curves, image_grid, show
 from ae_course.linear import PCA
 from ae_course.metrics import per_image_mse
 from ae_course.training import evaluate, fit, seeded
 
+# %%
+if threads is not None:
+    torch.set_num_threads(threads)
 train = load(dataset, limit=limit)
 test = load(dataset, "test")
 shape = tuple(train.x.shape[1:])
@@ -67,16 +72,34 @@ train, test
 # %%
 rows, histories, reconstructions = [], {}, {}
 shown = test.pixels()[:10]
-for size, stage in run.stages(sizes, label="z = {}", cost=lambda z: 2 * z + 60):
+for size, stage in run.stages(sizes, label="z = {}", cost=lambda z: z + 200):
     with seeded(seed):
         model = Autoencoder(*mlp(shape, hidden=(), latent_dim=size, output="sigmoid", init=init))
-    history = fit(model, train, validation=test, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, device=device,
-                  precision=precision, checkpoint=stage.checkpoint, progress=stage.progress)
-    with torch.no_grad():
-        reconstructions[f"z = {size}"] = model.cpu().eval()(shown)
+    history = fit(
+        model,
+        train,
+        validation=test,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        device=device,
+        precision=precision,
+        checkpoint=stage.checkpoint,
+        progress=stage.progress,
+    )
+    rows.append(
+        {
+            "seed": seed,
+            "z": size,
+            "train_mse": evaluate(model, train)["loss"],
+            "test_mse": evaluate(model, test)["loss"],
+            "seconds": sum(history["seconds"]),
+        }
+    )
     histories[f"z = {size}"] = history["validation_loss"]
-    rows.append({"seed": seed, "z": size, "train_mse": evaluate(model, train)["loss"], "test_mse": evaluate(model, test)["loss"],
-                 "seconds": sum(history["seconds"])})
+    with torch.no_grad():
+        reconstructions[f"z = {size}"] = model.cpu()(shown)
     save_model(model, run.path(f"model_z{size}.safetensors"))
 
 # %% [markdown]
@@ -87,25 +110,48 @@ for size, stage in run.stages(sizes, label="z = {}", cost=lambda z: 2 * z + 60):
 
 # %%
 x_train, x_test = train.pixels().flatten(1), test.pixels().flatten(1)
+pca = PCA(min(max(sizes), *x_train.shape)).fit(x_train)  # there are no more components than images or pixels
 for row in rows:
-    pca = PCA(min(row["z"], *x_train.shape)).fit(x_train)
+    first = pca.first(min(row["z"], pca.n_components))
     for split, x in (("train", x_train), ("test", x_test)):
-        row[f"pca_{split}_mse"] = per_image_mse(pca.inverse_transform(pca.transform(x)), x).mean().item()
+        row[f"pca_{split}_mse"] = per_image_mse(first.reconstruct(x), x).mean().item()
 
 # %% [markdown]
 # ## The slides' grid, and the errors
 
 # %%
-grid = image_grid({"input": shown} | reconstructions, title=f"{dataset}, {epochs} epochs, seed {seed}",
-                  alt="Top row: ten test digits; below them their reconstructions, one row for each code size from the largest to the smallest")
+grid = image_grid(
+    {"input": shown} | reconstructions,
+    title=f"{dataset}, {epochs} epochs, seed {seed}",
+    alt="Top row: ten test digits; below them their reconstructions, one row for each code size from the largest to the smallest",
+)
 run.save(grid, "reconstructions")
+show(grid)
+
+# %% [markdown]
+# PCA with as many components as there are pixels has no error at all, which a logarithmic axis cannot show; such points are left out.
 
 # %%
-by_size = {f"{kind} {split}": ([row["z"] for row in rows], [row[f"{prefix}{split}_mse"] for row in rows])
-           for kind, prefix in (("autoencoder", ""), ("PCA", "pca_")) for split in ("train", "test")}
-run.save(curves(by_size, x="code size z", y="mean squared error", log_x=True, log=True,
-                alt="Mean squared error of the autoencoder and of PCA against the code size, on training and test images"), "error_by_size")
-run.save(curves(histories, x="epoch", y="test error", log=True, alt="Test error by epoch, one line for each code size"), "training")
+by_size = {}
+for kind, prefix in (("autoencoder", ""), ("PCA", "pca_")):
+    for split in ("train", "test"):
+        column = f"{prefix}{split}_mse"
+        points = sorted((row["z"], row[column]) for row in rows if row[column] > 1e-12)
+        by_size[f"{kind}, {split}"] = tuple(zip(*points))
+errors = curves(
+    by_size,
+    x="code size z",
+    y="mean squared error",
+    log_x=True,
+    alt="Mean squared error of the autoencoder and of PCA against the code size, on training and test images",
+)
+run.save(errors, "error_by_size")
+show(errors)
+
+# %%
+training = curves(histories, x="epoch", y="test error", ordered=True, alt="Test error by epoch, one line for each code size")
+run.save(training, "training")
+show(training)
 
 # %%
 run.finish(rows)
