@@ -596,12 +596,12 @@ class RunFolder:
                 self.set(**failure(RuntimeError("the notebook ended before run.finish(rows)")))
         self.writer.close()
 
-# %% ../nbs/90_lab.ipynb #d757e62c
+# %% ../nbs/90_lab.ipynb #7db10d8b
 @dataclass
 class Stage:
     "One piece of the work: `checkpoint` is where fit keeps it, `progress` what fit tells of it."
 
-    run: "StagedRun"
+    run: RunFolder
     label: str
     index: int
     of: int
