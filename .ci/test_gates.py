@@ -51,7 +51,8 @@ def test_lesson_runs_alone_from_a_fresh_kernel(path, tmp_path):
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_experiment_at_smoke_records_the_injected_parameters(path, tmp_path):
-    assert "parameters" in cells(path)[1]["metadata"]["tags"]
+    first, guard = [c for c in cells(path) if c["cell_type"] == "code"][:2]
+    assert "parameters" in first["metadata"]["tags"] and "start(" in "".join(guard["source"])
     call(SCRIPTS / "ae-course", "run", path.stem, "--preset", "smoke", "-p", "seed", "41", "--out", tmp_path)
     (result,) = tmp_path.glob("*/*/result.json")
     result = json.loads(result.read_text(encoding="utf-8"))
@@ -146,7 +147,8 @@ def test_modules_import_lower_floors_only():
 
 def test_notebooks_hold_no_outputs_and_open_with_a_title():
     for path in [*LESSONS, *EXPERIMENTS]:
-        assert "".join(cells(path)[0]["source"]).startswith("# "), path.name
+        heading = [line for line in "".join(cells(path)[0]["source"]).splitlines() if line]
+        assert [line[:2] for line in heading] == ["# ", "> "], f"{path.name}: the first cell is '# title' and '> subtitle', got {heading}"
         assert not any(c.get("outputs") or c.get("execution_count") for c in cells(path)), f"{path.name} holds outputs"
         assert path.stat().st_size < 300_000, path.name
 

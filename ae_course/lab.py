@@ -16,7 +16,7 @@ __all__ = ['KINDS', 'BOUNDS', 'LINE', 'NUMBERS', 'OWN', 'KILLED', 'EXIT_CODES', 
            'finished', 'collect', 'list_experiments', 'open_lab', 'data_command', 'typed_pairs', 'add_run_options',
            'parser', 'add_other_commands', 'main']
 
-# %% ../nbs/90_lab.ipynb #b95b174e
+# %% ../nbs/90_lab.ipynb #dfd52bb8
 import argparse
 import ast
 import atexit
@@ -30,6 +30,7 @@ import io
 import itertools
 import json
 import math
+import operator
 import os
 import platform
 import re
@@ -134,10 +135,9 @@ def notebook_path(name: str) -> Path:
         raise ParameterError(f"unknown experiment {name!r}{hint(name, experiments())}")
     return course_root() / "experiments" / f"{name}.ipynb"
 
-# %% ../nbs/90_lab.ipynb #dca9d17d
+# %% ../nbs/90_lab.ipynb #26378ba5
 KINDS = {"int": "an integer", "float": "a number", "str": "a text", "bool": "true or false"}
-BOUNDS = {">=": ("of at least", lambda a, b: a >= b), ">": ("above", lambda a, b: a > b),
-          "<=": ("of at most", lambda a, b: a <= b), "<": ("below", lambda a, b: a < b)}  # fmt: skip
+BOUNDS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
 
 
 @dataclass(frozen=True)
@@ -158,20 +158,21 @@ class Parameter:
         "What one value may be, in words."
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        return f"{KINDS[self.kind]} {' and '.join(f'{BOUNDS[op][0]} {limit:g}' for op, limit in self.bounds)}".strip()
+        limits = [f"{'of ' if op.startswith('at') else ''}{op} {limit:g}" for op, limit in self.bounds]
+        return f"{KINDS[self.kind]} {' and '.join(limits)}".strip()
 
     @property
     def type(self) -> str:
         "The type as it was declared."
         return (f"list[{self.kind}]" if self.many else self.kind) + (" | None" if self.optional else "")
 
-# %% ../nbs/90_lab.ipynb #69840df8
+# %% ../nbs/90_lab.ipynb #9ac1a66e
 def check_one(parameter: Parameter, value, where: str):
     "`value` as the declared kind; ParameterError saying `where`, what came and what is allowed."
     kinds = {"int": int, "float": (int, float), "str": str, "bool": bool}[parameter.kind]
     fits = isinstance(value, kinds) and (parameter.kind == "bool" or not isinstance(value, bool))
     fits = fits and (not isinstance(value, float) or math.isfinite(value))
-    fits = fits and all(BOUNDS[op][1](value, limit) for op, limit in parameter.bounds)
+    fits = fits and all(BOUNDS[op](value, limit) for op, limit in parameter.bounds)
     if not fits or (parameter.choices and str(value) not in parameter.choices):
         text = isinstance(value, str) and parameter.kind == "float" and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value)
         mend = f" (in YAML, write {value.replace('e', '.0e')})" if text else ""
@@ -189,15 +190,15 @@ def check(parameter: Parameter, value):
         raise ParameterError(f"{parameter.name}: got {value!r}, expected a list with {parameter.expected} in each place")
     return [check_one(parameter, v, f"{parameter.name}[{i}]") for i, v in enumerate(value)]
 
-# %% ../nbs/90_lab.ipynb #35d07b1b
+# %% ../nbs/90_lab.ipynb #4efc8f41
 def constraint(comment: str) -> dict:
-    "{bounds, choices, help} of a comment such as `# >= 0, < 1: share of pixels` or `# one of adam, lbfgs: optimizer`."
+    "{bounds, choices, help} of a comment such as `# at least 0, below 1: share of pixels` or `# one of adam, lbfgs: optimizer`."
     rule, colon, words = comment.lstrip("# ").partition(":")
-    if not colon or not re.match(r"[<>]|one of ", rule):
+    if not colon or not re.match(r"(at least|at most|above|below|one of) ", rule):
         return {"help": comment.lstrip("# ").strip()}
     if rule.startswith("one of "):
         return {"choices": tuple(choice.strip() for choice in rule[7:].split(",")), "help": words.strip()}
-    bounds = [re.fullmatch(r"\s*(>=|<=|>|<)\s*(\S+)\s*", part) for part in rule.split(",")]
+    bounds = [re.fullmatch(r"\s*(at least|at most|above|below)\s+(\S+)\s*", part) for part in rule.split(",")]
     return {"bounds": tuple((match[1], float(match[2])) for match in bounds), "help": words.strip()}
 
 
@@ -210,7 +211,7 @@ def declaration(line: ast.stmt, comment: str) -> Parameter:
     return parameter
 
 
-LINE = "'epochs: int = 50  # >= 1: help', of type int, float, str, bool, list[int], list[float] or list[str], with '| None' if need be"
+LINE = "'n: int = 50  # at least 1: help', of type int, float, str, bool, list[int], list[float] or list[str], with '| None' if need be"
 
 
 def declared(source: str) -> dict[str, Parameter]:

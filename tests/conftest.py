@@ -68,9 +68,10 @@ class Lab:
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("AE_COURSE_")}
         self.env |= {"AE_COURSE_NBS": str(self.nbs), "OMP_NUM_THREADS": "1"}
         (self.nbs / "experiments" / "presets").mkdir(parents=True)
-        parameters = "steps: int = 3  # >= 1: steps\nsizes: list[int] = [1, 2]  # >= 1: code sizes\nseed: int = 0  # >= 0: seed\n"
-        more = "rate: float = 0.5  # > 0, <= 1: rate\nflag: bool = False  # a flag\n"
-        more += "mode: str = 'a'  # one of a, b: mode\nlimit: int | None = None  # >= 1: first images"
+        parameters = "steps: int = 3  # at least 1: steps\nsizes: list[int] = [1, 2]  # at least 1: code sizes\n"
+        parameters += "seed: int = 0  # at least 0: seed\n"
+        more = "rate: float = 0.5  # above 0, at most 1: rate\nflag: bool = False  # a flag\n"
+        more += "mode: str = 'a'  # one of a, b: mode\nlimit: int | None = None  # at least 1: first images"
         self.add("count", parameters + more, COUNT, steps=3)
         self.add("train", parameters, TRAIN, steps=3)
 

@@ -146,7 +146,8 @@ def test_an_unknown_name_is_refused(lab, args, says):
 
 @pytest.mark.parametrize(
     "cell",
-    ["import os", "n = 3", "n: int", "d: dict = {}", "n: int = 0  # >= 1: ", "x: float = 1e999", "n: int = 1 + 1", "n: int = 2  # > x: "],
+    ["import os", "n = 3", "n: int",
+      "d: dict = {}", "n: int = 0  # at least 1: ", "x: float = 1e999", "n: int = 1 + 1", "n: int = 2  # above x:"],
 )
 def test_a_parameters_cell_must_be_declarations(cell):
     with pytest.raises(module.ParameterError, match="parameters cell: got"):
@@ -154,8 +155,8 @@ def test_a_parameters_cell_must_be_declarations(cell):
 
 
 def test_a_declaration_may_span_lines_and_its_help_may_hold_colons():
-    found = module.declared("a: list[float] = [\n  0.5,\n]  # >= 0, < 1: share: of pixels\nb: str = 'x'  # where: anywhere")
-    assert found["a"].bounds == ((">=", 0.0), ("<", 1.0)) and found["a"].help == "share: of pixels"
+    found = module.declared("a: list[float] = [\n  0.5,\n]  # at least 0, below 1: share: of pixels\nb: str = 'x'  # where: anywhere")
+    assert found["a"].bounds == (("at least", 0.0), ("below", 1.0)) and found["a"].help == "share: of pixels"
     assert found["b"].help == "where: anywhere" and not found["b"].choices
 
 
@@ -263,20 +264,20 @@ def test_the_exit_code_tells_what_went_wrong(lab, engine, fault, code, state):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_notebook_without_finish_is_not_done(lab, engine):
-    lab.add("endless", "seed: int = 0  # >= 0: seed", "rows = [{'seed': seed}]; run.finish = lambda rows: None")
+    lab.add("endless", "seed: int = 0  # at least 0: seed", "rows = [{'seed': seed}]; run.finish = lambda rows: None")
     result = lab("run", "endless", "--engine", engine)
     assert result.returncode == 1 and "ended before run.finish" in result.stderr
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_cell_that_is_no_python_is_told(lab, engine):
-    lab.add("broken", "seed: int = 0  # >= 0: seed", "rows = [")
+    lab.add("broken", "seed: int = 0  # at least 0: seed", "rows = [")
     result = lab("run", "broken", "--engine", engine)
     assert result.returncode == 1 and "SyntaxError" in result.stderr
 
 
 def test_a_guard_that_never_comes_is_told(lab):
-    lab.add("early", "seed: int = 0  # >= 0: seed", "pass")
+    lab.add("early", "seed: int = 0  # at least 0: seed", "pass")
     path = lab.nbs / "experiments" / "early.ipynb"
     path.write_text(path.read_text().replace("from ae_course.lab import start", "import no_such_module"))
     for engine in ENGINES:
@@ -286,7 +287,7 @@ def test_a_guard_that_never_comes_is_told(lab):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_error_after_finish_is_told_and_the_result_stands(lab, engine):
-    lab.add("late", "seed: int = 0  # >= 0: seed", "run.finish([{'seed': seed}])\nraise ValueError('late')")
+    lab.add("late", "seed: int = 0  # at least 0: seed", "run.finish([{'seed': seed}])\nraise ValueError('late')")
     result = lab("run", "late", "--engine", engine)
     assert result.returncode == 1 and "late failed: ValueError: late" in result.stderr and "seed" in result.stdout
     again = lab("run", "late", "--engine", engine)
@@ -308,7 +309,7 @@ def test_the_plain_engine_needs_no_jupyter(lab):
     ("[{'seed': 0, 'z': [1]}]", "rows[0]['z']: got list"),
 ])  # fmt: skip
 def test_rows_that_are_no_rows_are_refused(lab, rows, says):
-    lab.add("rows", "seed: int = 0  # >= 0: seed", f"rows = {rows}")
+    lab.add("rows", "seed: int = 0  # at least 0: seed", f"rows = {rows}")
     result = lab("run", "rows", "--engine", "plain")
     assert result.returncode == 1 and says in result.stderr
 
@@ -467,7 +468,7 @@ def test_killed_in_training_it_resumes_to_the_same_weights(lab, engine, victim, 
 
 def test_a_second_ctrl_c_does_not_wait(lab):
     deaf = "import time\nfor _ in range(300):\n    try:\n        time.sleep(0.1)\n    except KeyboardInterrupt:\n        pass\nrows = []"
-    lab.add("stubborn", "seed: int = 0  # >= 0: seed", deaf)
+    lab.add("stubborn", "seed: int = 0  # at least 0: seed", deaf)
     process = lab.start("run", "stubborn")
     end = time.monotonic() + 60
     while time.monotonic() < end and not (lab.folders("stubborn") and lab.json("stubborn", "status.json").get("state") == "running"):
@@ -546,7 +547,7 @@ def test_umlauts_blanks_and_braces_in_a_path_under_the_c_locale(tmp_path, engine
 
 
 def test_typed_text_is_utf8_under_the_c_locale(lab):
-    lab.add("words", "seed: int = 0  # >= 0: seed\nword: str = 'a'  # a word", "rows = [{'seed': seed, 'word': word}]")
+    lab.add("words", "seed: int = 0  # at least 0: seed\nword: str = 'a'  # a word", "rows = [{'seed': seed, 'word': word}]")
     for env in ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {}):
         assert lab("run", "words", "--engine", "plain", "-p", "word", "Größe", env=env).returncode == 0
     assert lab.json("words", "result.json")["rows"] == [{"seed": 0, "word": "Größe"}]  # one folder: the same key

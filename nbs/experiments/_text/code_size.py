@@ -16,7 +16,8 @@
 # # Code size
 #
 # > The slides' experiment: how small may the code become before the digits do?
-#
+
+# %% [markdown]
 # Reruns *Experiment: learn to encode MNIST* (LMU Munich, *Deep Learning*, chapter 8) with the slides' network exactly: one linear layer to the code, no
 # activation there, one linear layer back, a sigmoid at the output; squared error; weights drawn uniformly from (-0.01, 0.01), biases zero; Adam; batches
 # of 32; 50 rounds; codes of 784, 256, 64, 32, 16, 8, 4, 2 and 1. Beside each stands what PCA with as many components reaches on the same
@@ -26,16 +27,16 @@
 
 # %% tags=["parameters"]
 dataset: str = "mnist5k"  # data set, by name
-limit: int | None = None  # >= 1: use the first so many training images
-sizes: list[int] = [784, 256, 64, 32, 16, 8, 4, 2, 1]  # >= 1: code sizes z
-epochs: int = 50  # >= 1: passes over the training images (the slides' rounds)
-batch_size: int = 32  # >= 1: images a step
-lr: float = 0.001  # > 0: Adam's learning rate
-init: float = 0.01  # > 0: weights start uniform in (-init, init)
-seed: int = 0  # >= 0: fixes the start and the order of the images
+limit: int | None = None  # at least 1: use the first so many training images
+sizes: list[int] = [784, 256, 64, 32, 16, 8, 4, 2, 1]  # at least 1: code sizes z
+epochs: int = 50  # at least 1: passes over the training images (the slides' rounds)
+batch_size: int = 32  # at least 1: images a step
+lr: float = 0.001  # above 0: Adam's learning rate
+init: float = 0.01  # above 0: weights start uniform in (-init, init)
+seed: int = 0  # at least 0: fixes the start and the order of the images
 device: str = "auto"  # one of auto, cpu, cuda, mps: where to train
 precision: str = "float32"  # one of float32, bfloat16: arithmetic of the networks
-threads: int | None = None  # >= 1: processor threads; none takes PyTorch's choice
+threads: int | None = None  # at least 1: processor threads; none takes PyTorch's choice
 
 # %%
 from ae_course.lab import start

@@ -16,7 +16,8 @@
 # # The linear autoencoder is PCA
 #
 # > How closely training reaches the principal components, and whether any linear map does better
-#
+
+# %% [markdown]
 # Trains linear autoencoders $\hat x = D E x$ with squared error on centred images, tied ($D = E^\top$) and untied, by full-batch L-BFGS and by Adam in mini-batches, and holds each against
 # PCA from the singular value decomposition (lesson 10, whose equations are meant below). Claims L1 and B1: a linear undercomplete autoencoder with squared error on centred data is PCA. Claim L2 (Eckart and Young): no linear map of
 # the same rank reconstructs the training images better; tried are the trained maps and three kinds of random ones, each with its best partner.
@@ -26,18 +27,18 @@
 
 # %% tags=["parameters"]
 dataset: str = "mnist5k"  # data set, by name
-limit: int | None = None  # >= 2: use the first so many training images
-latent_dim: int = 16  # >= 1: code size k
-lbfgs_epochs: int = 16  # >= 1: epochs of L-BFGS, twenty iterations on all images each
-adam_epochs: int = 200  # >= 1: passes of Adam over the training images
-batch_size: int = 128  # >= 1: images a step of Adam
-lr: float = 0.001  # > 0: Adam's learning rate at the start
-l2: float = 0.0005  # > 0: weight of the penalty on both matrices (10.13), in the run that has one
-random_maps: int = 1000  # >= 1: random maps of each kind
-seed: int = 0  # >= 0: fixes the starts, the order of the images, and the random maps
+limit: int | None = None  # at least 2: use the first so many training images
+latent_dim: int = 16  # at least 1: code size k
+lbfgs_epochs: int = 16  # at least 1: epochs of L-BFGS, twenty iterations on all images each
+adam_epochs: int = 200  # at least 1: passes of Adam over the training images
+batch_size: int = 128  # at least 1: images a step of Adam
+lr: float = 0.001  # above 0: Adam's learning rate at the start
+l2: float = 0.0005  # above 0: weight of the penalty on both matrices (10.13), in the run that has one
+random_maps: int = 1000  # at least 1: random maps of each kind
+seed: int = 0  # at least 0: fixes the starts, the order of the images, and the random maps
 device: str = "auto"  # one of auto, cpu, cuda, mps: where to train
 precision: str = "float64"  # one of float32, float64: arithmetic of L-BFGS; Adam's is float32
-threads: int | None = None  # >= 1: processor threads; none takes PyTorch's choice
+threads: int | None = None  # at least 1: processor threads; none takes PyTorch's choice
 
 # %%
 from ae_course.lab import start
