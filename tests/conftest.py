@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# as many tests as there are cores run side by side: with more than one thread each, they would wait for one another in every operation
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 COUNT = """import os, time
 nap, fault, rows = float(os.environ.get("TOY_NAP", 0)), os.environ.get("TOY_FAULT"), []
 for size, stage in run.stages(sizes, label="z = {}", cost=lambda size: size):
