@@ -41,7 +41,6 @@ threads: int | None = None  # at least 1: processor threads; none takes PyTorch'
 # %%
 from ae_course.lab import start
 
-# %%
 run = start("code_size", globals())
 
 # %% [markdown]

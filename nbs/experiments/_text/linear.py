@@ -43,7 +43,6 @@ threads: int | None = None  # at least 1: processor threads; none takes PyTorch'
 # %%
 from ae_course.lab import start
 
-# %%
 run = start("linear", globals())
 
 # %% [markdown]
