@@ -586,7 +586,7 @@ class Source:
     files: Callable[[], Sequence[File]] = tuple
     cap: int = 0
 
-# %% ../nbs/00_data.ipynb #e58e43a8
+# %% ../nbs/00_data.ipynb #d6888eda
 SEVENTY, DIGITS = {"train": 60_000, "test": 10_000}, tuple("0123456789")
 FASHION = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -606,7 +606,7 @@ SOURCES = {
     "celeba": Source("download", {"train": 162_770, "validation": 19_867, "test": 19_962}, (3, 218, 178), (), "non-commercial research",
                      "mmlab.ie.cuhk.edu.hk/projects/CelebA.html", read_celeba, lambda: torchvision_files("CelebA"), 2 << 30),
     "pokemon": Source("folder", {}, (), (), "copyright of its owners", "Kaggle; you place it: pictures and one CSV", read_pokemon),
-    "movielens": Source("ratings", {}, (), (), "GroupLens research licence", "grouplens.org; loader: lesson 53_recommendation", None),
+    "movielens": Source("ratings", {}, (), (), "GroupLens research licence", "grouplens.org; no loader yet", None),
 }  # fmt: skip
 
 # %% ../nbs/00_data.ipynb #4f6f72e8
@@ -849,7 +849,7 @@ def to_tensor(images: np.ndarray, recipe: Variant, size: int | None) -> tuple[Te
         x[start : start + 1000] = cut(start, start + 1000)[0]
     return x, moved
 
-# %% ../nbs/00_data.ipynb #a21da93f
+# %% ../nbs/00_data.ipynb #548af435
 def open_named(name: str, size: int | None, root) -> tuple[dict[str, np.ndarray], dict]:
     "The arrays and the meta of a set: on disk, from a package, or fetched; or of a folder of pictures (path, or name in `data_roots`)."
     kind = SOURCES[name].kind if name in SOURCES else None
@@ -868,7 +868,7 @@ def open_named(name: str, size: int | None, root) -> tuple[dict[str, np.ndarray]
         arrays, meta = {}, {}
     if not splits_of(arrays):
         what = ", ".join(arrays) or "ratings"
-        raise DataError(f"{name}: no images ({what}), expected SPLIT_images; ratings have a loader of their own: lesson 53_recommendation")
+        raise DataError(f"{name}: no images ({what}), expected SPLIT_images; ratings are not images, and have no loader here yet")
     return arrays, meta
 
 # %% ../nbs/00_data.ipynb #fe134ce3

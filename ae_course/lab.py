@@ -667,8 +667,9 @@ class StagedRun(RunFolder):
             self.display.show(progress_line(entry))
         self.heed_stop()
 
-# %% ../nbs/90_lab.ipynb #fcf0a4a6
-OWN = ("params.json", "status.json", "result.json", "result.previous.json", "log.jsonl", "notebook.ipynb", "lock", "writer.lock", "stop")
+# %% ../nbs/90_lab.ipynb #e41bf722
+OWN = ("params.json", "status.json", "result.json", "result.previous.json", "log.jsonl", "notebook.ipynb", "lock", "writer.lock", "stop",
+       "checkpoints", "figures")  # fmt: skip
 
 
 class Run(StagedRun):
@@ -1066,7 +1067,7 @@ def sweep(name: str, grid: Iterable[str], preset: str | None = None, file: str |
     print(f"{table(failed if failed and not dry_run else summary)}\n{len(summary) - len(failed)} of {len(summary)} runs done")
     return 0 if dry_run or not failed else code if code in (130, 143) else 1
 
-# %% ../nbs/90_lab.ipynb #ab22ddfe
+# %% ../nbs/90_lab.ipynb #c0f89313
 def record_lines(key: str, result: dict) -> list[dict]:
     "The lines that a finished run adds to a results table: key, preset, scalar parameters, its rows, then where they come from."
     about = result["environment"]
@@ -1103,7 +1104,9 @@ def collect(name: str, chosen: Iterable[str] = (), out: str | None = None, targe
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    path = Path(target) if target else course_root() / "experiments" / "results" / f"{name}.csv"
+    packaged = Path(ae_course.__file__).resolve().parent in course_root().parents  # installed packages are not ours to write to
+    home = project_root() / "results" if packaged else course_root() / "experiments" / "results"
+    path = Path(target) if target else home / f"{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, text.getvalue())
     return path

@@ -190,13 +190,14 @@ class LinearAutoencoder(Autoencoder):
             terms["weight_decay"] = self.l2 * (self.encoder[-1].weight.square().sum() + self.decoder[0].weight.square().sum())
         return terms
 
-# %% ../nbs/10_linear.ipynb #c78b3a64
+# %% ../nbs/10_linear.ipynb #9f56ba17
 def recovered_components(decoder: Tensor, z: Tensor | None = None) -> Tensor:
     """Estimated principal components (k, d), orthonormal rows in falling order, from a trained decoder's matrix (d, k).
 
     Without codes: its left singular vectors (Plaut, 2018), which are components only if the training had an L2 penalty (10.14). With the
     codes `z` (N, k) of centred images: the singular vectors of the reconstructions (10.12), right for every optimum.
     """
+    decoder = _matrix(decoder)
     if z is not None:
         decoder = decoder @ torch.linalg.qr(_matrix(z, decoder.shape[1])).R.T
     return _upright(torch.linalg.svd(decoder, full_matrices=False).U.T)

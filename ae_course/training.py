@@ -7,9 +7,10 @@ __all__ = ['log', 'OPTIMIZERS', 'daly_schedule', 'Diverged', 'OutOfMemory', 'pic
            'Phase', 'make_phases', 'constant', 'piecewise', 'History', 'pack', 'unpack', 'State', 'save_state',
            'load_state', 'Training', 'train', 'denormals_flushed', 'evaluate', 'fit']
 
-# %% ../nbs/02_training.ipynb #4faefd33
+# %% ../nbs/02_training.ipynb #1c337be7
 import ctypes
 import hashlib
+import json
 import logging
 import math
 import signal
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .autoencoder import CheckpointError, fit_weights, read_tensors, write_tensors
+from .autoencoder import CheckpointError, describe, fit_weights, read_tensors, write_tensors
 from .data import BadArgument, Batch, DataError, Images
 
 # %% ../nbs/02_training.ipynb #52065240
@@ -563,7 +564,7 @@ def _reporter(progress, done: int, epochs: int):
 
         yield show
 
-# %% ../nbs/02_training.ipynb #c56b25a4
+# %% ../nbs/02_training.ipynb #6786b79d
 def fit(
     model: nn.Module,
     data,
@@ -590,7 +591,8 @@ def fit(
     precision: "float32", or "bfloat16" for autocast. progress: a bar, nothing, or a function called with each epoch's row, which must not
     draw from torch's global generator.
     checkpoint: a file kept up to date (at most every `checkpoint_seconds`, at the end, and on Ctrl-C). If it is there, training resumes
-    from it, on the CPU bit for bit; a finished one is loaded and nothing is trained. Its settings must be the same, only `epochs` may grow.
+    from it, on the CPU bit for bit; a finished one is loaded and nothing is trained. Its settings must be
+    the same, only `epochs` may grow; `schedule` and `validation` are not compared.
     The same call gives the same weights on the CPU with the same number of threads.
 
     Errors: DataError, BadArgument, CheckpointError, Diverged (the model then holds the last finite epoch), OutOfMemory.
@@ -610,6 +612,7 @@ def fit(
             "seed": seed,
             "precision": precision,
             "data": feed.fingerprint(),
+            "model": json.loads(json.dumps(describe(model)["arguments"])),
         }
         autocast = partial(torch.autocast, device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext
         training = Training(

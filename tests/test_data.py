@@ -256,7 +256,7 @@ def test_meta_that_fits_no_images(tmp_path):
                           ("numbers", "no images .all_ratings")):
         with pytest.raises(DataError, match=message):
             load(name)
-    with pytest.raises(DataError, match="53_recommendation"):
+    with pytest.raises(DataError, match="ratings are not images"):
         load("movielens")
 
 

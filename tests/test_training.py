@@ -209,6 +209,10 @@ def test_epochs_may_grow_other_settings_may_not_change(digits, tmp_path):
     for change, named in (({"lr": 0.1}, "lr"), ({"batch_size": 7}, "batch_size"), ({"seed": 1}, "seed")):
         with pytest.raises(CheckpointError, match=named):
             fit(build(Noisy), digits, epochs=4, checkpoint=file, **change, **QUIET)
+    with pytest.raises(CheckpointError, match="model: .*'mean'.*'sum'"):
+        plain = tmp_path / "plain.safetensors"
+        fit(build(), digits, epochs=1, checkpoint=plain, **QUIET)
+        fit(build(reduction="sum"), digits, epochs=2, checkpoint=plain, **QUIET)
     with pytest.raises(CheckpointError, match="holds 4 epochs, asked 3"):
         fit(build(Noisy), digits, epochs=3, checkpoint=file, **QUIET)
     with pytest.raises(CheckpointError, match="data"):

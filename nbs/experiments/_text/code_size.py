@@ -21,7 +21,7 @@
 # Reruns *Experiment: learn to encode MNIST* (LMU Munich, *Deep Learning*, chapter 8) with the slides' network exactly: one linear layer to the code, no
 # activation there, one linear layer back, a sigmoid at the output; squared error; weights drawn uniformly from (-0.01, 0.01), biases zero; Adam; batches
 # of 32; 50 rounds; codes of 784, 256, 64, 32, 16, 8, 4, 2 and 1. Beside each stands what PCA with as many components reaches on the same
-# images. Claim L3: the smaller the code, the worse the reconstruction.
+# images. The claim to be tested: the smaller the code, the worse the reconstruction.
 #
 # All errors are mean squared errors over every pixel of every image, pixel values in [0, 1].
 

@@ -19,7 +19,7 @@
 
 # %% [markdown]
 # Trains linear autoencoders $\hat x = D E x$ with squared error on centred images, tied ($D = E^\top$) and untied, by full-batch L-BFGS and by Adam in mini-batches, and holds each against
-# PCA from the singular value decomposition (lesson 10, whose equations are meant below). Claims L1 and B1: a linear undercomplete autoencoder with squared error on centred data is PCA. Claim L2 (Eckart and Young): no linear map of
+# PCA from the singular value decomposition (lesson 10, whose equations are meant below). The first claim to be tested: a linear undercomplete autoencoder with squared error on centred data is PCA. The second (Eckart and Young, 1936): no linear map of
 # the same rank reconstructs the training images better; tried are the trained maps and three kinds of random ones, each with its best partner.
 #
 # All errors are mean squared errors over every pixel of every image, pixel values in [0, 1]. *relative_gap_to_pca* is the training error over PCA's, minus 1. *largest_angle* is the largest principal angle (10.7) between the decoder's columns and PCA's plane.
