@@ -4,18 +4,16 @@
 
 # %% auto #0
 __all__ = ['log', 'SUFFIXES', 'FOLDER_SPLITS', 'SEVENTY', 'DIGITS', 'FASHION', 'CIFAR', 'STL', 'SOURCES', 'WHOLE', 'VARIANTS',
-           'DataError', 'BadArgument', 'UnknownName', 'Images', 'Batch', 'as_bytes', 'images_from', 'project_root',
-           'data_roots', 'data_root', 'open_array', 'open_set', 'take_turns', 'split_by_class', 'put_split',
-           'read_mnist5k', 'read_digits', 'in_memory', 'resize', 'on_white', 'decode', 'stack', 'read_folder',
-           'read_idx', 'Bounded', 'refuse_member', 'tar_members', 'zip_reader', 'read_mnist', 'read_cifar10',
-           'read_stl10', 'read_table', 'read_celeba', 'read_pokedex', 'read_pokemon', 'File', 'torchvision_files',
-           'cifar10_files', 'Source', 'download', 'digest_of', 'set_aside', 'obtain', 'only_one', 'on_disk', 'build',
-           'find', 'get', 'Variant', 'splits_of', 'choose', 'to_tensor', 'open_named', 'load', 'Table', 'sets_on_disk',
-           'datasets', 'check']
+           'DataError', 'Images', 'Batch', 'as_bytes', 'images_from', 'data_roots', 'data_root', 'open_array',
+           'open_set', 'take_turns', 'split_by_class', 'put_split', 'read_mnist5k', 'read_digits', 'in_memory',
+           'resize', 'on_white', 'decode', 'stack', 'read_folder', 'read_idx', 'Bounded', 'refuse_member',
+           'tar_members', 'zip_reader', 'read_mnist', 'read_cifar10', 'read_stl10', 'read_table', 'read_celeba',
+           'read_pokedex', 'read_pokemon', 'File', 'torchvision_files', 'cifar10_files', 'Source', 'download',
+           'digest_of', 'set_aside', 'obtain', 'only_one', 'on_disk', 'build', 'find', 'get', 'Variant', 'splits_of',
+           'choose', 'to_tensor', 'open_named', 'load', 'Table', 'sets_on_disk', 'datasets', 'check']
 
-# %% ../nbs/00_data.ipynb #44ac6ce3
+# %% ../nbs/00_data.ipynb #c260f90b
 import csv
-import difflib
 import errno
 import gzip
 import hashlib
@@ -43,29 +41,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .base import BadArgument, UnknownName, project_root
+
 log = logging.getLogger(__name__)
 
-# %% ../nbs/00_data.ipynb #cd7f5534
+# %% ../nbs/00_data.ipynb #925e08b3
 class DataError(ValueError):
     "Data that cannot be used as it is: names the set, what was found, what is allowed and how to mend it."
 
     exit_code = 3
-
-
-class BadArgument(ValueError):
-    "An argument that no data could satisfy: names it, what was given and what is allowed."
-
-    exit_code = 2
-
-
-class UnknownName(BadArgument):
-    "A name that is not among the known ones; the message gives the nearest of them, and all."
-
-    def __init__(self, what: str, got, known: Iterable[str]):
-        known = sorted(map(str, known))
-        near = difflib.get_close_matches(str(got), known, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        super().__init__(f"unknown {what} {got!r}{hint} Known: {', '.join(known) or 'none'}")
 
 # %% ../nbs/00_data.ipynb #2ed9acd4
 @dataclass(eq=False, repr=False)
@@ -167,13 +151,7 @@ def images_from(
     x = torch.from_numpy(np.array(as_bytes(array, name), order="C"))
     return Images(x, None if labels is None else torch.from_numpy(labels.astype(np.int64)), {}, tuple(classes), name, split)
 
-# %% ../nbs/00_data.ipynb #053acfb7
-def project_root() -> Path:
-    "The nearest folder, from the working directory upwards, that holds settings.ini; else the working directory."
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "settings.ini").is_file()), here)
-
-
+# %% ../nbs/00_data.ipynb #c636f339
 def data_roots(root=None) -> list[Path]:
     "Where sets are looked for, in this order: `root`, $AE_COURSE_DATA, data/ of the project."
     places = (root, os.environ.get("AE_COURSE_DATA"), project_root() / "data")

@@ -4,25 +4,23 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'BOUNDS', 'LINE', 'NUMBERS', 'OWN', 'KILLED', 'EXIT_CODES', 'ParameterError', 'OtherCode', 'Busy', 'outcome',
-           'course_root', 'project_root', 'runs_root', 'hint', 'experiments', 'presets', 'notebook_path', 'Parameter',
-           'check_one', 'check', 'constraint', 'declaration', 'declared', 'cells_of', 'code_cells', 'parameters_of',
-           'split', 'from_text', 'one_from_text', 'read_parameters', 'preset_file', 'checked', 'resolve', 'run_key',
-           'code_version', 'write_atomic', 'write_json', 'read_json', 'result_of', 'lock', 'plain', 'checked_rows',
-           'table', 'preset_of', 'environment', 'clock', 'progress_line', 'Display', 'start_anew', 'refuse_other_code',
-           'whole_lines', 'message', 'process', 'failure', 'RunFolder', 'Stage', 'slug', 'StagedRun', 'Run', 'given',
-           'start', 'watch_cells', 'execute_cells', 'signals', 'environ', 'plain_engine', 'NotebookFiles',
-           'die_with_launcher', 'papermill_process', 'papermill_engine', 'log_entry', 'stop', 'follow', 'verdict',
-           'tell', 'already_done', 'take', 'launch', 'grid_cells', 'run_in_process', 'sweep', 'record_lines',
-           'finished', 'collect', 'list_experiments', 'open_lab', 'data_command', 'typed_pairs', 'add_run_options',
-           'parser', 'add_other_commands', 'main']
+           'runs_root', 'experiments', 'presets', 'notebook_path', 'Parameter', 'check_one', 'check', 'constraint',
+           'declaration', 'declared', 'code_cells', 'parameters_of', 'split', 'from_text', 'one_from_text',
+           'read_parameters', 'preset_file', 'checked', 'resolve', 'run_key', 'code_version', 'write_json', 'read_json',
+           'result_of', 'lock', 'plain', 'checked_rows', 'table', 'preset_of', 'environment', 'clock', 'progress_line',
+           'Display', 'start_anew', 'refuse_other_code', 'whole_lines', 'message', 'process', 'failure', 'RunFolder',
+           'Stage', 'slug', 'StagedRun', 'Run', 'given', 'start', 'watch_cells', 'execute_cells', 'signals', 'environ',
+           'plain_engine', 'NotebookFiles', 'die_with_launcher', 'papermill_process', 'papermill_engine', 'log_entry',
+           'stop', 'follow', 'verdict', 'tell', 'already_done', 'take', 'launch', 'grid_cells', 'run_in_process',
+           'sweep', 'record_lines', 'finished', 'collect', 'list_experiments', 'open_lab', 'data_command',
+           'typed_pairs', 'add_run_options', 'parser', 'add_other_commands', 'main']
 
-# %% ../nbs/90_lab.ipynb #dfd52bb8
+# %% ../nbs/90_lab.ipynb #cab59bb9
 import argparse
 import ast
 import atexit
 import copy
 import csv
-import difflib
 import errno
 import hashlib
 import importlib.util
@@ -52,17 +50,16 @@ from pathlib import Path
 from typing import ClassVar
 
 import ae_course
+from .base import BadArgument, cells_of, course_root, hint, project_root, write_atomic
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-# %% ../nbs/90_lab.ipynb #de89731e
-class ParameterError(ValueError):
-    "A parameter, experiment or preset that is unknown or not allowed."
-
-    exit_code = 2
+# %% ../nbs/90_lab.ipynb #8a09518b
+class ParameterError(BadArgument):
+    "A parameter, experiment or preset that is unknown or not allowed; exit code 2."
 
 
 class OtherCode(RuntimeError):
@@ -87,37 +84,12 @@ def outcome(error: BaseException) -> tuple[str, int]:
     code = getattr(error, "exit_code", 1)
     return ("diverged" if code == 6 else "failed"), (code if isinstance(code, int) else 1)
 
-# %% ../nbs/90_lab.ipynb #7fde53d3
-def course_root() -> Path:
-    "The folder of the course's notebooks: `$AE_COURSE_NBS`, the packaged copy, or `../nbs` of a checkout."
-    package = Path(ae_course.__file__).resolve().parent
-    if given := os.environ.get("AE_COURSE_NBS"):
-        root = Path(given).expanduser().resolve()
-    else:
-        root = package / "nbs" if (package / "nbs").is_dir() else package.parent / "nbs"
-    if not (root / "experiments").is_dir():
-        raise ParameterError(f"no folder 'experiments' in {root}; set AE_COURSE_NBS to a folder that holds one, or unset it")
-    return root
-
-
-def project_root() -> Path:
-    "The nearest parent of the working directory that holds settings.ini, else that directory itself; `data`'s, without its torch."
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "settings.ini").is_file()), here)
-
-
+# %% ../nbs/90_lab.ipynb #1880a6f2
 def runs_root(out: str | Path | None = None) -> Path:
     "The folder of all runs: `out`, else `runs/` in the project."
     return Path(out).expanduser().absolute() if out else project_root() / "runs"
 
-# %% ../nbs/90_lab.ipynb #dcdb3584
-def hint(name: str, known: Iterable[str]) -> str:
-    "'; did you mean X? known: ...' for a name that is not among the `known`."
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return (f"; did you mean {near[0]}?" if near else ";") + f" known: {', '.join(known) or 'none'}"
-
-
+# %% ../nbs/90_lab.ipynb #aecccc09
 def experiments() -> list[str]:
     "Names of the experiments there are, sorted."
     return sorted(path.stem for path in (course_root() / "experiments").glob("*.ipynb") if re.fullmatch(r"[A-Za-z0-9]\w*", path.stem))
@@ -228,16 +200,7 @@ def declared(source: str) -> dict[str, Parameter]:
         parameters[parameter.name] = parameter
     return parameters
 
-# %% ../nbs/90_lab.ipynb #9a485617
-def cells_of(path: Path) -> list[tuple[str, str, list[str]]]:
-    "[(kind, source, tags)] of a notebook's cells; ParameterError for a file that is no notebook."
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        return [(cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags", [])) for cell in cells]
-    except (ValueError, KeyError, TypeError):
-        raise ParameterError(f"{path}: not a Jupyter notebook (version 4)") from None
-
-
+# %% ../nbs/90_lab.ipynb #d126244b
 def code_cells(name: str) -> list[tuple[str, list[str]]]:
     "[(source, tags)] of an experiment's code cells."
     return [(source, tags) for kind, source, tags in cells_of(notebook_path(name)) if kind == "code"]
@@ -343,22 +306,7 @@ def code_version(name: str) -> str:
     sources += [source for source, _ in code_cells(name)]
     return f"{ae_course.__version__}+{hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:8]}"
 
-# %% ../nbs/90_lab.ipynb #b1802ada
-def write_atomic(path: Path, text: str) -> None:
-    "Write a UTF-8 text file so that `path` never holds a part of it."
-    scratch = path.with_name(f".{path.name}.part")
-    try:
-        with open(scratch, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        with suppress(OSError):
-            scratch.unlink()
-        raise
-
-
+# %% ../nbs/90_lab.ipynb #c0528d19
 def write_json(path: Path, value) -> None:
     "Write JSON atomically; NaN is refused."
     write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")

@@ -6,14 +6,14 @@
 __all__ = ['PCA', 'linear_mse', 'best_decoder', 'best_encoder', 'challengers', 'principal_angles', 'TiedDecoder', 'linear',
            'LinearAutoencoder', 'recovered_components', 'component_angles']
 
-# %% ../nbs/10_linear.ipynb #1433d319
+# %% ../nbs/10_linear.ipynb #d4451651
 import math
 
 import torch
 from torch import Tensor, nn
 
-from .autoencoder import Autoencoder, check_size, register
-from .data import BadArgument
+from .autoencoder import Autoencoder, register
+from .base import BadArgument, check_size
 
 # %% ../nbs/10_linear.ipynb #750ac41d
 def _matrix(x: Tensor, d: int | None = None) -> Tensor:

@@ -7,7 +7,7 @@ __all__ = ['log', 'OPTIMIZERS', 'daly_schedule', 'Diverged', 'OutOfMemory', 'pic
            'Phase', 'make_phases', 'constant', 'piecewise', 'History', 'pack', 'unpack', 'State', 'save_state',
            'load_state', 'Training', 'train', 'denormals_flushed', 'evaluate', 'fit']
 
-# %% ../nbs/02_training.ipynb #1c337be7
+# %% ../nbs/02_training.ipynb #b36c411b
 import ctypes
 import hashlib
 import json
@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from .autoencoder import CheckpointError, describe, fit_weights, read_tensors, write_tensors
-from .data import BadArgument, Batch, DataError, Images
+from .base import BadArgument
+from .data import Batch, DataError, Images
 
 # %% ../nbs/02_training.ipynb #52065240
 log = logging.getLogger(__name__)

@@ -20,9 +20,8 @@ from ae_course.autoencoder import (
     register,
     save_model,
     uniform_init,
-    write_atomically,
 )
-from ae_course.data import BadArgument
+from ae_course.base import BadArgument, write_atomic
 
 
 def images(n=6, shape=(1, 4, 4), seed=0):
@@ -169,10 +168,10 @@ def test_truncated_files_are_refused(tmp_path, keep):
 
 def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "model.safetensors"
-    write_atomically(file, b"old")
+    write_atomic(file, b"old")
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
-        write_atomically(file, b"new")
+        write_atomic(file, b"new")
     assert file.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 

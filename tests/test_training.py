@@ -266,7 +266,7 @@ def test_a_killed_training_resumes_bit_for_bit(tmp_path, number):
 def test_killed_while_writing_a_checkpoint_the_previous_one_loads(digits, tmp_path):
     file = tmp_path / "c.safetensors"
     fit(build(), digits, epochs=1, checkpoint=file, **QUIET)
-    (tmp_path / "c.safetensors.part").write_bytes(file.read_bytes()[:1000])  # what kill -9 within a write leaves
+    (tmp_path / ".c.safetensors.part").write_bytes(file.read_bytes()[:1000])  # what kill -9 within a write leaves
     model, whole = build(), build()
     fit(model, digits, epochs=3, checkpoint=file, **QUIET)
     fit(whole, digits, epochs=3, **QUIET)
