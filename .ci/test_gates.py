@@ -141,7 +141,9 @@ def test_modules_import_lower_floors_only():
             floors[named[1]] = path.stem  # "00_base" < "00_data" < "01_autoencoder": the order of the house
     for module, floor in floors.items():
         text = (ROOT / "ae_course" / f"{module}.py").read_text(encoding="utf-8")
-        for other in re.findall(r"(?:from|import) (?:ae_course)?\.(\w+)", text):  # nbdev makes imports at the top relative
+        named = re.findall(r"(?:from|import) (?:ae_course)?\.(\w+)", text)  # nbdev makes imports at the top relative
+        named += re.findall(r"\w+", " ".join(re.findall(r"from (?:ae_course|\.) import ([\w, ]+)", text)))
+        for other in named:
             assert floors.get(other, "") < floor or other == module, f"{module} (floor {floor}) imports {other} (floor {floors.get(other)})"
 
 

@@ -1059,7 +1059,7 @@ def collect(name: str, chosen: Iterable[str] = (), out: str | None = None, targe
     write_atomic(path, text.getvalue())
     return path
 
-# %% ../nbs/90_lab.ipynb #72eb33f9
+# %% ../nbs/90_lab.ipynb #b203bea2
 def list_experiments(args) -> int:
     "Print experiments, their presets and parameters."
     for name in experiments():
@@ -1073,10 +1073,12 @@ def list_experiments(args) -> int:
 
 
 def open_lab(args) -> int:
-    "Open JupyterLab on the course's notebooks, for this computer only; those inside an installed package are copied here first."
+    "Open JupyterLab on the course's notebooks, or on `--dir`, for this computer only; an installed package's are copied here first."
+    if args.dir and not Path(args.dir).is_dir():
+        raise ParameterError(f"lab: no folder {args.dir}; 'ae-course start {args.dir}' makes one for a student")
     if not importlib.util.find_spec("jupyterlab"):
         raise ParameterError("lab: jupyterlab is not installed; pip install jupyterlab")
-    root = course_root()
+    root = Path(args.dir).resolve() if args.dir else course_root()
     if root.parent == Path(ae_course.__file__).resolve().parent:
         copied = Path.cwd() / "ae_course_notebooks"
         root = copied if copied.exists() else Path(shutil.copytree(root, copied))
@@ -1096,7 +1098,7 @@ def data_command(args) -> int:
     print(shown)
     return 3 if args.action == "check" and not all(row["ok"] for row in shown) else 0
 
-# %% ../nbs/90_lab.ipynb #b5a08fd4
+# %% ../nbs/90_lab.ipynb #2d52007b
 EXIT_CODES = ("exit codes: 0 done, 2 bad parameter, 3 data, 4 checkpoint, 5 run folder busy, 6 diverged, 7 out of memory or disk, "
               "130/143 interrupted, 1 anything else")  # fmt: skip
 
@@ -1117,8 +1119,8 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--force", action="store_true", help="run again what is finished, and from the start")
 
 
-def parser() -> argparse.ArgumentParser:
-    "The command line of `ae-course`."
+def parser(more: Iterable[Callable] = ()) -> argparse.ArgumentParser:
+    "The command line of the lab; each of `more` is called with the subparsers, to add commands of other modules."
     top = argparse.ArgumentParser(prog="ae-course", description="The experiments of the course on autoencoders.", epilog=EXIT_CODES)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="experiments, their presets and parameters").set_defaults(do=list_experiments)
@@ -1132,9 +1134,11 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(do=lambda a: sweep(a.name, a.grid, a.preset, a.f, typed_pairs(a),
                                             ["--engine", a.engine, *["--force"] * a.force], a.out, a.dry_run))  # fmt: skip
     add_other_commands(commands)
+    for add_commands in more:
+        add_commands(commands)
     return top
 
-# %% ../nbs/90_lab.ipynb #ad392c02
+# %% ../nbs/90_lab.ipynb #b852f5be
 def add_other_commands(commands) -> None:
     "collect, lab and data."
     command = commands.add_parser("collect", help="write the results table of an experiment from its finished runs")
@@ -1145,6 +1149,7 @@ def add_other_commands(commands) -> None:
     command.add_argument("--mixed", action="store_true", help="allow runs of different code versions in one table")
     command.set_defaults(do=lambda a: print(collect(a.name, a.preset, a.runs, a.out, a.mixed)) or 0)
     command = commands.add_parser("lab", help="open JupyterLab on the course, for this computer only")
+    command.add_argument("--dir", metavar="DIR", help="open this folder instead, such as a student's")
     command.add_argument("--port", type=int, default=8888)
     command.add_argument("more", nargs="*", help="after --: options for JupyterLab itself")
     command.set_defaults(do=open_lab)
@@ -1153,14 +1158,14 @@ def add_other_commands(commands) -> None:
     command.add_argument("name", nargs="?", help="the data set")
     command.set_defaults(do=data_command)
 
-# %% ../nbs/90_lab.ipynb #1d65c9b9
-def main(argv: list[str] | None = None) -> int:
-    "The `ae-course` command; returns the exit code."
+# %% ../nbs/90_lab.ipynb #1f45a0af
+def main(argv: list[str] | None = None, more: Iterable[Callable] = ()) -> int:
+    "The lab's commands, and those that `more` add to them (see `parser`); returns the exit code."
     die_with_launcher()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a path with umlauts must not stop a run on a terminal that knows none
             stream.reconfigure(errors="backslashreplace")
-    args = parser().parse_args(argv)
+    args = parser(more).parse_args(argv)
     try:
         return args.do(args)
     except KeyboardInterrupt:
