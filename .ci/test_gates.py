@@ -36,17 +36,42 @@ def tracked():
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
-def test_lesson_runs_alone_from_a_fresh_kernel(path, tmp_path):
+def test_lesson_runs_alone_from_a_fresh_kernel_and_every_stub_stops_at_its_check(path, tmp_path):
+    "Both versions of a lesson in one pass: before each solution stands the student's stub, and the check that must stop it."
     import nbformat
     from nbclient import NotebookClient
+
+    from ae_course.checks import exercises
 
     folder = tmp_path / "lesson with spaces"
     folder.mkdir()
     os.environ.update(OMP_NUM_THREADS="1", AE_COURSE_DATA=str(tmp_path / "no data"))
-    NotebookClient(
-        nbformat.read(path, as_version=4), timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-    ).execute()
+    book, stops, code = nbformat.read(path, as_version=4), {}, nbformat.v4.new_code_cell
+    for e in reversed(exercises(path)):
+        stops[e] = code(book.cells[e.call_cell].source, metadata={"tags": ["raises-exception"]})
+        book.cells[e.answer_cell : e.answer_cell] = [code(e.stub), stops[e]]
+    NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
     assert not list(folder.iterdir()), "a lesson leaves no file behind"
+    for e, cell in stops.items():
+        (error,) = [output for output in cell.outputs if output.output_type == "error"]
+        assert error.ename == "NotSolved" and e.hint in error.evalue, f"{e.number}: {error.evalue}"
+
+
+def test_a_student_starts_solves_one_exercise_and_sees_it(tmp_path):
+    "The whole way through the commands; the copy runs from a fresh kernel, as JupyterLab would run it."
+    from ae_course.checks import exercises
+
+    mine = tmp_path / "my course"
+    call(SCRIPTS / "ae-course", "start", mine, "10_linear")
+    copy, (first, *others) = mine / "10_linear.ipynb", exercises(ROOT / "nbs" / "10_linear.ipynb")
+    book = json.loads(copy.read_text(encoding="utf-8"))
+    (answer,) = [cell for cell in book["cells"] if "".join(cell["source"]) == first.stub]
+    answer["source"] = [first.solution]
+    copy.write_text(json.dumps(book), encoding="utf-8")
+    shown = call(SCRIPTS / "ae-course", "progress", mine).splitlines()
+    assert shown[0].split() == [first.number, "solved"] and shown[-1] == f"1 of {1 + len(others)} exercises solved"
+    assert [line.split()[:2] for line in shown[1:-1]] == [[e.number, "open"] for e in others]
+    assert first.solution.splitlines()[-2].strip() in call(SCRIPTS / "ae-course", "solution", first.number)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)

@@ -265,14 +265,20 @@ def find_exercise(number: str) -> Exercise:
         raise UnknownName("exercise", number, known or (e.number for path in lessons().values() for e in exercises(path)))
     return known[number]
 
-# %% ../nbs/04_checks.ipynb #93c76d79
+# %% ../nbs/04_checks.ipynb #11009349
 def namespace(path: Path) -> dict:
     "What the checks of a lesson may use: what it imports, and all that its module exports."
     sources = [source for kind, source, _ in cells_of(path) if kind == "code"]
     imports = [ast.unparse(node) for source in sources for node in ast.parse(source).body if isinstance(node, (ast.Import, ast.ImportFrom))]
     module = next((match[1] for source in sources if (match := re.search(r"#\| default_exp (\w+)", source))), None)
     space = {"__name__": f"checks of {path.stem}"}
-    exec("\n".join([*imports, f"from ae_course.{module} import *" if module else ""]), space)  # noqa: S102 (the course's own cells)
+    enrolled = getattr(sys.modules.get("ae_course.autoencoder"), "REGISTRY", {})
+    own = dict(enrolled)  # a lesson's cells enrol its networks and families, and its module, imported beside them, enrols the same names
+    enrolled.clear()
+    try:
+        exec("\n".join([*imports, f"from ae_course.{module} import *" if module else ""]), space)  # noqa: S102 (the course's own cells)
+    finally:
+        enrolled.update(own)
     return space
 
 
@@ -384,7 +390,7 @@ def progress(folder: str | Path, names: Iterable[str] = (), timeout: int = 600) 
         for e, (state, message) in zip(found, results, strict=True):
             yield {"lesson": name, "exercise": e.number, "state": state, "message": message}
 
-# %% ../nbs/04_checks.ipynb #3cab21a8
+# %% ../nbs/04_checks.ipynb #b4cc0c3c
 def _say_start(args) -> int:
     written, kept = start(args.folder, args.lessons)
     print(f"{args.folder}: {len(written)} notebooks written" + (f", {len(kept)} were there and are as they were" if kept else ""))
@@ -403,7 +409,8 @@ def _say_progress(args) -> int:
     rows = []
     for row in progress(args.folder, args.lessons, args.timeout):
         rows.append(row)
-        print(f"{row['exercise']:>6}  {row['state']:10}{row['message']}".rstrip(), flush=True)
+        said = row["message"] if row["state"] != "open" else ""  # the hint is for the notebook
+        print(f"{row['exercise']:>6}  {row['state']:10}{said}".rstrip(), flush=True)
     print(f"{sum(row['state'] == 'solved' for row in rows)} of {len(rows)} exercises solved")
     return 0
 
