@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UndefinedMetric', 'per_image_mse', 'psnr', 'ssim', 'r2', 'Spectrum', 'radial_spectrum', 'hoyer', 'inactive_share',
-           'dead_share', 'correlation', 'mean_correlation', 'Interval', 'bootstrap_interval', 'mean_interval',
-           'paired_difference']
+           'dead_share', 'correlation', 'mean_correlation', 'probe_accuracy', 'Interval', 'bootstrap_interval',
+           'mean_interval', 'paired_difference']
 
 # %% ../nbs/05_metrics.ipynb #7b4854fb
 import math
@@ -189,6 +189,27 @@ def mean_correlation(z: Tensor) -> float:
         warnings.warn(f"mean_correlation: {constant} of {k + constant} units are constant and left out", UndefinedMetric, stacklevel=2)
     return ((unit.T @ unit).abs().sum().item() - k) / (k * (k - 1))
 
+# %% ../nbs/05_metrics.ipynb #02014202
+def probe_accuracy(z: Tensor, y: Tensor, z_test: Tensor, y_test: Tensor, C: float = 1.0) -> float:
+    """Share of test codes whose label a logistic regression on the training codes gets right (5.8).
+
+    Codes (N, k) and (M, k), labels (N,) and (M,). Units are standardised by the training codes; `C` is scikit-learn's inverse strength of the L2 penalty. ValueError for labels that do
+    not fit their codes, and for training labels of one class only.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    pairs = [(_codes(z), torch.as_tensor(y)), (_codes(z_test), torch.as_tensor(y_test))]
+    for codes, labels in pairs:
+        if labels.shape != (len(codes),):
+            raise ValueError(f"y: got shape {tuple(labels.shape)} for {len(codes)} codes, expected one label a code")
+    (codes, labels), (test_codes, test_labels) = [(codes.cpu().numpy(), labels.cpu().numpy()) for codes, labels in pairs]
+    if len(np.unique(labels)) < 2:
+        raise ValueError(f"y: got the one class {labels[:1].tolist()}, expected at least two among the training labels")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000)).fit(codes, labels)
+    return float(probe.score(test_codes, test_labels))
+
 # %% ../nbs/05_metrics.ipynb #6076cb4c
 class Interval(NamedTuple):
     "An estimate with the ends of its interval."
@@ -220,9 +241,9 @@ def _unbounded(values: np.ndarray, estimate: float, level: float) -> Interval | 
     _undefined(f"interval: {bad} of {len(values)} values are not finite" if bad else "interval: one value has no spread")
     return Interval(estimate, math.nan, math.nan)
 
-# %% ../nbs/05_metrics.ipynb #663307fb
+# %% ../nbs/05_metrics.ipynb #631b5cfe
 def bootstrap_interval(values, statistic: Callable = np.mean, level: float = 0.95, draws: int = 2000, seed: int = 0) -> Interval:
-    """Percentile interval (5.8) of `statistic(values, axis=-1)` over resampled `values` (n,), the same for the same seed.
+    """Percentile interval (5.9) of `statistic(values, axis=-1)` over resampled `values` (n,), the same for the same seed.
 
     For many values (images). Fewer than about 20 make it too narrow: for seeds take `mean_interval`. No ends, and a warning, for one value.
     """
@@ -236,7 +257,7 @@ def bootstrap_interval(values, statistic: Callable = np.mean, level: float = 0.9
 
 
 def mean_interval(values, level: float = 0.95) -> Interval:
-    "Student's t interval (5.9) of the mean of a few nearly normal `values` (n,), one a seed. No ends, and a warning, for one value."
+    "Student's t interval (5.10) of the mean of a few nearly normal `values` (n,), one a seed. No ends, and a warning, for one value."
     from scipy.stats import t
 
     values = _sample(values)

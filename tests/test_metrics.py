@@ -281,3 +281,21 @@ def test_the_interval_covers_as_often_as_it_says():
     assert 0.91 < held < 0.97
     held = np.mean([low <= 0 <= high for _, low, high in (m.mean_interval(s[:3]) for s in samples)])
     assert 0.92 < held < 0.98
+
+
+def test_probe_is_scikit_learns_and_scales_by_the_training_codes():
+    from sklearn.linear_model import LogisticRegression
+
+    draw = torch.Generator().manual_seed(0)
+    z, y = torch.randn(300, 4, generator=draw, dtype=torch.float64), torch.arange(300) % 3
+    z[:, 0] += y
+    z[:, 1] *= 1e-6
+    train, test = z[:200], z[200:]
+    scale = lambda part: ((part - train.mean(0)) / train.std(0, correction=0)).numpy()
+    by_hand = LogisticRegression(max_iter=1000).fit(scale(train), y[:200].numpy()).score(scale(test), y[200:].numpy())
+    assert m.probe_accuracy(train, y[:200], test, y[200:]) == by_hand
+    assert m.probe_accuracy(train.float(), y[:200], test.float(), y[200:]) == pytest.approx(by_hand, abs=0.02)
+    with pytest.raises(ValueError, match="one label a code"):
+        m.probe_accuracy(train, y[:199], test, y[200:])
+    with pytest.raises(ValueError, match="one class"):
+        m.probe_accuracy(train, torch.ones(200), test, y[200:])
