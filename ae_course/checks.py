@@ -233,7 +233,7 @@ def exercises(path: Path) -> list[Exercise]:
     "The exercises of a lesson's notebook, in order; BadArgument, naming the exercise, for one that is not of the form above."
     cells, found = cells_of(path), []
     heads = [i for i, (kind, source, _) in enumerate(cells) if kind == "markdown" and re.search(r"\*\*Exercise \d+\.\d+\.\*\*", source)]
-    for i, after in zip(heads, [*heads[1:], len(cells)], strict=True):
+    for i, after in zip(heads, [*heads, len(cells)][1:], strict=True):
         text = cells[i][1]
         number = re.search(r"\*\*Exercise (\d+\.\d+)\.\*\*", text)[1]
         own = [(j, source, tags) for j, (kind, source, tags) in enumerate(cells[:after]) if j > i and kind == "code"]
