@@ -19,7 +19,8 @@ class BuildWithNotebooks(build_py):
     def run(self):
         super().run()
         if not self.editable_mode:
-            keep = ("*.ipynb", "experiments/*.ipynb", "experiments/_text/*.py", "experiments/presets/*.yaml", "experiments/results/*.csv")
+            keep = ("*.ipynb", "*.yaml", "experiments/*.ipynb", "experiments/_text/*.py", "experiments/presets/*.yaml",
+                    "experiments/results/*.csv", "experiments/results/SHA256SUMS")  # fmt: skip
             target = Path(self.build_lib) / "ae_course" / "nbs"
             for source in sorted(path for pattern in keep for path in (here / "nbs").glob(pattern)):
                 copy = target / source.relative_to(here / "nbs")

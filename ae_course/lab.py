@@ -12,8 +12,9 @@ __all__ = ['KINDS', 'BOUNDS', 'LINE', 'NUMBERS', 'OWN', 'KILLED', 'EXIT_CODES', 
            'Stage', 'slug', 'StagedRun', 'Run', 'given', 'start', 'watch_cells', 'execute_cells', 'signals', 'environ',
            'plain_engine', 'NotebookFiles', 'die_with_launcher', 'papermill_process', 'papermill_engine', 'log_entry',
            'stop', 'follow', 'verdict', 'tell', 'already_done', 'take', 'launch', 'grid_cells', 'run_in_process',
-           'sweep', 'record_lines', 'finished', 'collect', 'list_experiments', 'open_lab', 'data_command',
-           'typed_pairs', 'add_run_options', 'parser', 'add_other_commands', 'main']
+           'sweep', 'record_lines', 'finished', 'results_folder', 'digests', 'record_digest', 'collect',
+           'list_experiments', 'open_lab', 'data_command', 'typed_pairs', 'add_run_options', 'parser',
+           'add_other_commands', 'main']
 
 # %% ../nbs/90_lab.ipynb #cab59bb9
 import argparse
@@ -1043,8 +1044,28 @@ def finished(name: str, chosen: Iterable[str] = (), out: str | None = None, mixe
     return sorted(found, key=lambda item: (str(item[1]["environment"].get("preset")), [rank(v) for v in item[1]["parameters"].values()]))
 
 
+def results_folder() -> Path:
+    "The folder that `collect` writes to: of a checkout experiments/results; an installed course is not ours to write to, hence results/."
+    packaged = Path(ae_course.__file__).resolve().parent in course_root().parents
+    return project_root() / "results" if packaged else course_root() / "experiments" / "results"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    "{file name: SHA-256 in hex} as `folder`/SHA256SUMS records them; {} if there is none."
+    path = folder / "SHA256SUMS"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    found = [re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line) for line in lines]
+    return {match[2]: match[1] for match in found if match}
+
+
+def record_digest(path: Path) -> None:
+    "Note the digest of a table in the SHA256SUMS beside it, as sha256sum writes it; other files keep theirs, sorted by name."
+    known = digests(path.parent) | {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
+    write_atomic(path.parent / "SHA256SUMS", "".join(f"{known[name]}  {name}\n" for name in sorted(known)))
+
+
 def collect(name: str, chosen: Iterable[str] = (), out: str | None = None, target: str | None = None, mixed: bool = False) -> Path:
-    "Write experiments/results/NAME.csv, or `target`, from finished runs; returns its path."
+    "Write experiments/results/NAME.csv and its digest, or `target`, from finished runs; returns its path."
     notebook_path(name)
     lines = [line for key, result in finished(name, list(chosen), out, mixed) for line in record_lines(key, result)]
     names = list(dict.fromkeys(key for line in lines for key in line))
@@ -1052,11 +1073,11 @@ def collect(name: str, chosen: Iterable[str] = (), out: str | None = None, targe
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    packaged = Path(ae_course.__file__).resolve().parent in course_root().parents  # installed packages are not ours to write to
-    home = project_root() / "results" if packaged else course_root() / "experiments" / "results"
-    path = Path(target) if target else home / f"{name}.csv"
+    path = Path(target) if target else results_folder() / f"{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, text.getvalue())
+    if not target:
+        record_digest(path)
     return path
 
 # %% ../nbs/90_lab.ipynb #b203bea2
