@@ -12,7 +12,7 @@ __all__ = ['LEVEL', 'RELATIONS', 'TAKES', 'ALONG', 'POSITIVE', 'KEYS', 'RULES', 
            'columns_of', 'scales', 'scale_of', 'scale_in_words', 'Verdict', 'verdict', 'verdicts', 'reproduce',
            'as_lines', 'in_full', 'escaped', 'as_markdown', 'show_claims', 'add_commands']
 
-# %% ../nbs/91_claims.ipynb #7eb5982d
+# %% ../nbs/91_claims.ipynb #d8c7463b
 import csv
 import hashlib
 import html
@@ -23,7 +23,7 @@ import operator
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -155,14 +155,18 @@ def need_columns(rows: list[dict], names: Iterable[str]) -> None:
         if name not in rows[0]:
             raise TableError(f"no column {name!r}{hint(name, rows[0])}")
 
-# %% ../nbs/91_claims.ipynb #4c4245bb
+# %% ../nbs/91_claims.ipynb #ad5f4890
 KEYS = {"column", "where", "take", "along", "log"}  # of a quantity
 
 
 def in_words(where: dict) -> str:
     "A filter in words."
-    relation = lambda v: " ".join(f"{k.replace('_', ' ')} {one(w)}" for k, w in v.items())
-    one = lambda v: relation(v) if isinstance(v, dict) else " or ".join(map(one, v)) if isinstance(v, list) else "none" if v is None else str(v)
+
+    def one(wanted) -> str:
+        if isinstance(wanted, dict):
+            return " ".join(f"{relation.replace('_', ' ')} {one(limit)}" for relation, limit in wanted.items())
+        return " or ".join(map(one, wanted)) if isinstance(wanted, list) else "none" if wanted is None else str(wanted)
+
     return ", ".join(f"{key} {one(value)}" if isinstance(value, dict) else f"{key} = {one(value)}" for key, value in where.items())
 
 
@@ -194,8 +198,9 @@ def per_seed(rows: list[dict], quantity: dict) -> dict[str, float]:
     for seed, lines in by_seed(rows, quantity.get("where", {})).items():
         values, places = numbers(lines, column), numbers(lines, along) if along else None
         if take == "one" and len(lines) > 1:
-            raise TableError(f"column {column!r}: {len(lines)} rows of seed {seed} pass {in_words(quantity.get('where', {})) or 'no filter'}, "
-                             "expected one; narrow `where`, or say how to `take` one number")  # fmt: skip
+            passed = f" with {in_words(quantity['where'])}" if quantity.get("where") else ""
+            raise TableError(f"column {column!r}: {len(lines)} rows of seed {seed}{passed}, expected one; "
+                             "narrow `where`, or say how to `take` one number")  # fmt: skip
         if along and len(set(places)) < max(ALONG.get(take, 2), len(places)):
             raise TableError(f"column {along!r}: seed {seed} has the values {places}, expected at least {ALONG.get(take, 2)}, each once")
         if (log or take in POSITIVE) and min(values) <= 0 or along and take in ("slope", "curvature") and min(places) <= 0:
@@ -203,7 +208,7 @@ def per_seed(rows: list[dict], quantity: dict) -> dict[str, float]:
         found[seed] = TAKES[take](values, places, log)
     return found
 
-# %% ../nbs/91_claims.ipynb #aa786afc
+# %% ../nbs/91_claims.ipynb #bad8ad9c
 @dataclass(frozen=True)
 class Finding:
     "What a rule found at one scale. `unit`: what the effect is. `holds`: {seed: whether it alone keeps the rule}. `notes`: what to know."
@@ -217,6 +222,7 @@ class Finding:
     holds: dict = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     parts: tuple = ()
+    decided_by: int = 0  # which part it shows, from 1
     words: str = ""
 
 
@@ -241,7 +247,8 @@ def concluded(values: dict[str, float], estimate: Estimate, verdict: str, holds:
     most = sum(holds.values()) * 2 >= len(holds)
     against = [seed for seed, held in holds.items() if held != most]
     if against:
-        notes.append(f"seed{'s' * (len(against) > 1)} {', '.join(against)} alone {'break' if most else 'keep'}{'s' * (len(against) == 1)} the rule")
+        ways = ("break", "keep") if most else ("keep", "break")
+        notes.append(f"alone, seed {', '.join(against)} would {ways[0]} the rule, the others would {ways[1]} it")
     return Finding(verdict, estimate.effect, estimate.low, estimate.high, unit, tuple(values), holds, tuple(notes))
 
 # %% ../nbs/91_claims.ipynb #569dea02
@@ -318,9 +325,9 @@ def rule_monotone(rows: list[dict], spec: dict, terms: Terms) -> Finding:
         steps[seed] = min(w / v if relative else w - v for v, w in ups)
     return limited(steps, {"at_least": spec.get("by", 1 if relative else 0)}, terms, "smallest step", log=relative)
 
-# %% ../nbs/91_claims.ipynb #59152736
+# %% ../nbs/91_claims.ipynb #98eeb09e
 def rule_contrast(rows: list[dict], spec: dict, terms: Terms) -> Finding:
-    "A weighted sum of the exponents in log column = sum_i a_i log(column_i) + c against a limit; configurations, averaged over seeds, are the sample."
+    "A weighted sum of the exponents in (91.4) against a limit; the configurations, averaged over seeds, are the sample."
     import numpy as np
     from statsmodels.regression.linear_model import OLS
 
@@ -334,7 +341,8 @@ def rule_contrast(rows: list[dict], spec: dict, terms: Terms) -> Finding:
     for row, v in zip(lines, values.tolist()):
         place = seeds.index(str(row["seed"])), cells.index(tuple(v[1:]))
         if not math.isnan(error[place]):
-            raise TableError(f"two rows of seed {row['seed']} at {', '.join(f'{n} = {row[n]}' for n in names)}, expected one; narrow `where`")
+            place = ", ".join(f"{name} = {row[name]}" for name in names)
+            raise TableError(f"two rows of seed {row['seed']} at {place}, expected one; narrow `where`")
         error[place] = v[0]
     whole = ~np.isnan(error).any(1)
     error, kept = error[whole], [s for s, w in zip(seeds, whole) if w]
@@ -359,15 +367,15 @@ def _positive(rows: list[dict], columns: list[str]):
         raise TableError(f"column {columns[int((values <= 0).any(0).argmax())]!r}: values of at most 0, their logarithm is asked for")
     return values
 
-# %% ../nbs/91_claims.ipynb #f86ba261
+# %% ../nbs/91_claims.ipynb #c8980624
 def joined(kind: str, parts: list[Finding]) -> Finding:
     "The Finding of `all_of` or `any_of`: it shows the part that decided."
     good, bad = ("supported", "contradicted") if kind == "all_of" else ("contradicted", "supported")
     verdicts = [part.verdict for part in parts]
     verdict = bad if bad in verdicts else good if set(verdicts) == {good} else "undecided"
-    decisive = parts[verdicts.index(verdict)]
+    decisive = verdicts.index(verdict)
     seeds = tuple(dict.fromkeys(seed for part in parts for seed in part.seeds))
-    return replace(decisive, verdict=verdict, seeds=seeds, parts=tuple(parts))
+    return replace(parts[decisive], verdict=verdict, seeds=seeds, parts=tuple(parts), decided_by=decisive + 1)
 
 
 def rule_all_of(rows: list[dict], spec: list, terms: Terms) -> Finding:
@@ -588,7 +596,7 @@ def read_table(name: str, folder: str | Path | None = None) -> list[dict]:
         raise TableError(f"{path.name}: expected a header with 'seed' and rows of its length; {mend}")
     return rows
 
-# %% ../nbs/91_claims.ipynb #9ace931a
+# %% ../nbs/91_claims.ipynb #1a650e6a
 def columns_of(rule) -> set[str]:
     "Every column that a rule names."
     if isinstance(rule, list):
@@ -603,7 +611,7 @@ def columns_of(rule) -> set[str]:
 def scales(claim: Claim, rows: list[dict]) -> list[list[dict]]:
     "The rows, apart by everything that was set for a run, except seed, device, threads and what the rule compares."
     declared = set(parameters_of(claim.experiment)) if claim.experiment in experiments() else set()
-    setting = lambda name: name in declared | {"preset", "dataset", "limit"} or name.endswith("epochs")
+    setting = lambda name: name in declared | {"preset", "dataset", "limit", "images"} or name.endswith("epochs")
     free = columns_of(claim.rule) | columns_of(claim.provided) | {"seed", "device", "threads"}
     names = [name for name in rows[0] if setting(name) and name not in free]
     groups = {}
@@ -628,7 +636,7 @@ def scale_in_words(scale: dict) -> str:
     seeds = f"seed{'s' * (len(scale['seeds']) != 1)} {', '.join(scale['seeds'])}"
     return f"{scale['preset']}: {scale['dataset']}, {scale['images']}, {scale['epochs']}, {seeds}, {scale['device']}"
 
-# %% ../nbs/91_claims.ipynb #74d2bfb1
+# %% ../nbs/91_claims.ipynb #3cdcaf3c
 @dataclass(frozen=True)
 class Verdict:
     "A claim at one scale: 'supported', 'contradicted', 'undecided' or 'no data', what was found, where, and why it is not more."
@@ -645,7 +653,11 @@ class Verdict:
         f = self.finding
         if f is None or f.effect is None:
             return "-"
-        return f"{f.effect:.3g} " + ("(no interval)" if f.low is None else f"[{f.low:.3g}, {f.high:.3g}]")
+        part = f" ({f.decided_by} of {len(f.parts)})" if f.parts else ""
+        if f.low is None:
+            return f"{f.effect:.3g} (no interval){part}"
+        digits = next((d for d in (3, 4, 5) if f"{f.low:.{d}g}" != f"{f.high:.{d}g}"), 6)
+        return f"{f.effect:.{digits}g} [{f.low:.{digits}g}, {f.high:.{digits}g}]{part}"
 
     def as_dict(self) -> dict:
         "All of it, as JSON takes it."
@@ -666,7 +678,7 @@ def _decide(claim: Claim, rows: list[dict]) -> Verdict:
 
 
 def verdict(claim: Claim, rows: list[dict]) -> list[Verdict]:
-    "Verdicts on a claim from a table's rows, one a scale. TableError, naming claim, table and what is there, if the rule cannot be read from it."
+    "Verdicts on a claim from a table's rows, one a scale; TableError, saying what is there, where its rule cannot be read."
     if not rows:
         state = "no table yet" if claim.experiment in experiments() else "the experiment is planned"
         return [Verdict(claim, "no data", reasons=(state,))]
@@ -687,9 +699,9 @@ def verdict(claim: Claim, rows: list[dict]) -> list[Verdict]:
     except TableError as error:
         raise TableError(f"{claim.id}: its rule cannot be decided from {claim.experiment}.csv: {error}") from None
 
-# %% ../nbs/91_claims.ipynb #8414fbf2
+# %% ../nbs/91_claims.ipynb #1a21aedc
 def verdicts(claims: Iterable[Claim] | None = None, folder: str | Path | None = None, errors: list[str] | None = None) -> list[Verdict]:
-    "Verdicts on all claims from the tables as they are now. TableError at the first that cannot be read; with a list `errors` it goes there."
+    "Verdicts on all claims from the tables as they are now; a TableError is raised, or noted in the list `errors`."
     tables, found = {}, []
     for claim in read_ledger() if claims is None else claims:
         try:
@@ -746,7 +758,7 @@ def _needs(claim: Claim) -> str:
         needs += f"; for {in_words(claim.scope)}"
     return needs + (f"; provided that {rule_in_words(claim.provided)}" if claim.provided else "")
 
-# %% ../nbs/91_claims.ipynb #c45f4367
+# %% ../nbs/91_claims.ipynb #bcd68d39
 def escaped(text: str) -> str:
     "Text for Markdown: no character of it is markup."
     return re.sub(r"([\\`*_\[\]{}$~^#!+-])", lambda m: f"&#{ord(m[1])};", html.escape(str(text))).replace("|", "&#124;").replace("\n", " ")
@@ -761,7 +773,8 @@ def as_markdown(found: list[Verdict], sources: dict[str, str]) -> str:
     for source, title in sources.items():
         own = [claim for claim in claims.values() if claim.source[0] == source]
         if own:
-            lines += ["", f"## {escaped(title)}", "", *[line for claim in own for line in _section(claim, [v for v in found if v.claim is claim])]]
+            lines += ["", f"## {escaped(title)}", ""]
+            lines += [line for claim in own for line in _section(claim, [v for v in found if v.claim is claim])]
     return "\n".join(lines)
 
 
