@@ -758,10 +758,10 @@ def _needs(claim: Claim) -> str:
         needs += f"; for {in_words(claim.scope)}"
     return needs + (f"; provided that {rule_in_words(claim.provided)}" if claim.provided else "")
 
-# %% ../nbs/91_claims.ipynb #bcd68d39
+# %% ../nbs/91_claims.ipynb #0f3dfed0
 def escaped(text: str) -> str:
     "Text for Markdown: no character of it is markup."
-    return re.sub(r"([\\`*_\[\]{}$~^#!+-])", lambda m: f"&#{ord(m[1])};", html.escape(str(text))).replace("|", "&#124;").replace("\n", " ")
+    return re.sub(r"[\\`*_\[\]{}$~^#!+|-]", lambda m: f"&#{ord(m[0])};", html.escape(" ".join(str(text).split()), quote=False))
 
 
 def as_markdown(found: list[Verdict], sources: dict[str, str]) -> str:
@@ -783,10 +783,11 @@ def _section(claim: Claim, found: list[Verdict]) -> list[str]:
     word = {v.verdict: None for v in found}
     built = claim.experiment in experiments()
     where = f"[{claim.experiment}](experiments/{claim.experiment}.ipynb)" if built else f"{escaped(claim.experiment)} (planned)"
+    open_ = "; ".join(reason for v in found if not v.scale for reason in v.reasons)
     facts = {"Place": escaped(claim.place), "Measured": escaped(claim.measure), "Experiment": where,
              "Rule, fixed before the run": escaped(f"{rule_in_words(claim.rule)}; {_needs(claim)}"),
              "Published": escaped(f"{claim.published} ({claim.published_in})") if claim.published else "no number",
-             "Note": escaped(claim.note)}  # fmt: skip
+             "Note": escaped(claim.note), "Ours": escaped(open_)}  # fmt: skip
     lines = [f"### {claim.id}: {', '.join(word)}", "", f"**{escaped(claim.statement)}**", ""]
     lines += [f"- {name}: {text}" for name, text in facts.items() if text]
     measured = [v for v in found if v.scale]
@@ -802,7 +803,7 @@ def _section(claim: Claim, found: list[Verdict]) -> list[str]:
         lines += ["", "```", *[line for command in commands for line in command.split(" && ")], "```"]
     return [*lines, ""]
 
-# %% ../nbs/91_claims.ipynb #5cad5270
+# %% ../nbs/91_claims.ipynb #92457ac3
 def show_claims(args) -> int:
     "`ae-course claims`: 0, or 3 if a table cannot be relied on."
     ledger, errors = read_ledger(args.ledger), []
@@ -810,14 +811,14 @@ def show_claims(args) -> int:
     for name in args.ids:
         if name not in by_id:
             raise ParameterError(f"unknown claim {name!r}{hint(name, by_id)}")
-    ledger, sources = [by_id[name] for name in args.ids] or ledger, ledger_file(args.ledger)["sources"]
+    ledger, sources = [by_id[name] for name in dict.fromkeys(args.ids)] or ledger, ledger_file(args.ledger)["sources"]
     found = verdicts(ledger, args.tables, errors)
     if args.json:
         print(json.dumps([v.as_dict() for v in found], indent=1))
     elif args.markdown:
         print(as_markdown(found, sources))
     elif args.ids:
-        print("\n\n".join(in_full(claim, [v for v in found if v.claim is claim], sources) for claim in dict.fromkeys(ledger)))
+        print("\n\n".join(in_full(claim, [v for v in found if v.claim is claim], sources) for claim in ledger))
     else:
         print(as_lines(found))
     for error in errors:
