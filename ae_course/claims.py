@@ -714,7 +714,7 @@ def verdicts(claims: Iterable[Claim] | None = None, folder: str | Path | None = 
             errors += [str(error)] if str(error) not in errors else []
     return found
 
-# %% ../nbs/91_claims.ipynb #c64b7452
+# %% ../nbs/91_claims.ipynb #cda2bc67
 def reproduce(claim: Claim, preset: str | None = None) -> str:
     "The command that makes the table anew and decides the claim again."
     grid = f"seed={','.join(map(str, range(claim.terms.seeds)))}"
@@ -744,7 +744,8 @@ def in_full(claim: Claim, found: list[Verdict], sources: dict) -> str:
     lines += [f"Note: {claim.note}"] * bool(claim.note)
     for v in found:
         at = f" at {scale_in_words(v.scale)}" if v.scale else ""
-        lines.append(f"{v.verdict.upper()}{at}: {v.effect}{f' ({v.finding.unit})' if v.finding else ''}{'; '.join(['', *v.reasons])}")
+        effect = [f"{v.effect} ({v.finding.unit})"] if v.finding else []
+        lines.append(f"{v.verdict.upper()}{at}: {'; '.join([*effect, *v.reasons])}")
         if v.finding:
             lines += [f"  ({i}) {p.verdict}: {p.words}: {Verdict(claim, p.verdict, p).effect}" for i, p in enumerate(v.finding.parts, 1)]
     fold = lambda text: textwrap.fill(text, 100, subsequent_indent="    ", break_long_words=False)
