@@ -9,8 +9,8 @@ __all__ = ['LEVEL', 'RELATIONS', 'TAKES', 'ALONG', 'POSITIVE', 'KEYS', 'RULES', 
            'rule_value', 'rule_difference', 'rule_ratio', 'rule_equivalent', 'rule_monotone', 'rule_contrast', 'joined',
            'rule_all_of', 'rule_any_of', 'rule_for_each', 'apply', 'quantity_in_words', 'rule_in_words', 'check_keys',
            'check_rule', 'check_quantity', 'Claim', 'ledger_file', 'read_ledger', 'tables_root', 'read_table',
-           'columns_of', 'scales', 'scale_of', 'scale_in_words', 'Verdict', 'verdict', 'verdicts', 'reproduce',
-           'as_lines', 'in_full', 'escaped', 'as_markdown', 'show_claims', 'add_commands']
+           'columns_of', 'scales', 'by_device', 'scale_of', 'scale_in_words', 'Verdict', 'verdict', 'verdicts',
+           'reproduce', 'as_lines', 'in_full', 'escaped', 'as_markdown', 'show_claims', 'add_commands']
 
 # %% ../nbs/91_claims.ipynb #d8c7463b
 import csv
@@ -596,7 +596,7 @@ def read_table(name: str, folder: str | Path | None = None) -> list[dict]:
         raise TableError(f"{path.name}: expected a header with 'seed' and rows of its length; {mend}")
     return rows
 
-# %% ../nbs/91_claims.ipynb #1a650e6a
+# %% ../nbs/91_claims.ipynb #a7f7fdbe
 def columns_of(rule) -> set[str]:
     "Every column that a rule names."
     if isinstance(rule, list):
@@ -617,7 +617,16 @@ def scales(claim: Claim, rows: list[dict]) -> list[list[dict]]:
     groups = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in names), []).append(row)
-    return list(groups.values())
+    return [part for group in groups.values() for part in by_device(group)]
+
+
+def by_device(rows: list[dict]) -> list[list[dict]]:
+    "The rows together, or apart by device if a seed was run on more than one: it must not count twice."
+    places = {(str(row.get("seed")), row.get("device")) for row in rows}
+    devices = list(dict.fromkeys(row.get("device") for row in rows))
+    if len(places) == len({seed for seed, _ in places}):
+        return [rows]
+    return [[row for row in rows if row.get("device") == device] for device in devices]
 
 
 def scale_of(rows: list[dict]) -> dict:

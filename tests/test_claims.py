@@ -179,6 +179,8 @@ def test_scales_are_decided_apart_and_named():
         "dataset": "toy", "images": "all images", "epochs": "5 epochs", "seeds": ["0", "1", "2"], "device": "cpu, gpu", "preset": "laptop",
     }  # fmt: skip
     assert second.verdict == "undecided" and second.scale["images"] == "100 images" and second.scale["preset"] == "paper"
+    twice = [*TABLE, *({**row, "device": "gpu"} for row in TABLE)]  # the same seeds on two devices do not make six
+    assert [v.scale["device"] for v in verdict(claim({"difference": pair(at_most=0)}), twice)] == ["cpu", "gpu"]
     # what the rule compares is not a scale
     both = [{**row, "dataset": name} for row in TABLE for name in ("x", "y") if row["arm"] == "a"]
     sets = {"a": {**q("a"), "where": {"dataset": "x", "z": 2}}, "b": {**q("a"), "where": {"dataset": "y", "z": 2}}, "margin": 0.1}
