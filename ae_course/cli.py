@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/95_cli.ipynb #0d688b1b
-from . import checks, lab
+# %% ../nbs/95_cli.ipynb #a40486ab
+from . import checks, claims, lab, report
 
 
 def main(argv: list[str] | None = None) -> int:
     "The `ae-course` command; returns the exit code."
-    return lab.main(argv, more=(checks.add_commands,))
+    return lab.main(argv, more=(checks.add_commands, claims.add_commands, report.add_commands))
