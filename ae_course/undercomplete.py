@@ -7,14 +7,15 @@ __all__ = ['KINDS', 'NETWORKS', 'STARTS', 'as_rows', 'shuffle_pixels', 'neighbou
            'known_manifold', 'local_spectra', 'code_size', 'network', 'copier', 'span', 'distance_to_identity',
            'photographs', 'one_number', 'as_pixels', 'memorise', 'nearest', 'memory_report']
 
-# %% ../nbs/11_undercomplete.ipynb #21faac01
+# %% ../nbs/11_undercomplete.ipynb #f0e517e6
 import math
 
 import torch
 from torch import Tensor, nn
 
-from .autoencoder import Autoencoder, check_choice, mlp, register
-from .data import BadArgument, DataError, Images
+from .autoencoder import Autoencoder, mlp, register
+from .base import BadArgument, check_choice
+from .data import DataError, Images
 from .linear import LinearAutoencoder, linear
 from .training import fit, seeded
 
@@ -120,7 +121,7 @@ def network(kind: str, shape=(1, 28, 28), latent_dim: int = 32, init: float = 0.
     options = {"hidden": (), "init": init} if kind == "slides" else {"hidden": tuple(hidden)}
     return Autoencoder(*mlp(tuple(shape), latent_dim=code_size(latent_dim), **options))
 
-# %% ../nbs/11_undercomplete.ipynb #6b73738b
+# %% ../nbs/11_undercomplete.ipynb #f05926b6
 STARTS = ("independent", "transposed", "small", "orthogonal", "identity")
 
 
@@ -128,7 +129,7 @@ def copier(shape=(1, 28, 28), latent_dim: int = 784, start: str = "independent",
     """A linear autoencoder without biases, usually overcomplete, by its start: both matrices PyTorch's own draw ("independent"); the same
     with D = E^T ("transposed"); both from U(-0.01, 0.01) ("small"); D = E^T with orthonormal columns, or rows if there are fewer
     ("orthogonal"); (11.5) ("identity"). `tied`: D stays E^T, one parameter; not for "independent"."""
-    check_choice("start", start, STARTS[tied:])
+    check_choice("start", start, STARTS[1:] if tied else STARTS)
     model = LinearAutoencoder(*linear(tuple(shape), code_size(latent_dim), tied=tied))
     down, up = model.encoder[-1].weight, model.decoder[0].weight  # (k, d), (d, k)
     if start == "identity" and len(down) < len(up):
