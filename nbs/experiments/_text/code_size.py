@@ -23,16 +23,21 @@
 # of 32; 50 rounds; codes of 784, 256, 64, 32, 16, 8, 4, 2 and 1. Beside each stands what PCA with as many components reaches on the same
 # images. The claim to be tested: the smaller the code, the worse the reconstruction.
 #
+# A second network, *deep*, has hidden layers with ReLU on both sides of the code and PyTorch's own start, and is trained by the same recipe. It has no rows for codes as wide as its narrowest hidden layer or
+# wider: there, not the code would be its bottleneck.
+#
 # All errors are mean squared errors over every pixel of every image, pixel values in [0, 1].
 
 # %% tags=["parameters"]
 dataset: str = "mnist5k"  # data set, by name
 limit: int | None = None  # at least 1: use the first so many training images
 sizes: list[int] = [784, 256, 64, 32, 16, 8, 4, 2, 1]  # at least 1: code sizes z
+networks: list[str] = ["slides", "deep"]  # one of slides, deep: which networks to train
+hidden: list[int] = [256, 256]  # at least 1: widths of the deep network's layers before the code
 epochs: int = 50  # at least 1: passes over the training images (the slides' rounds)
 batch_size: int = 32  # at least 1: images a step
 lr: float = 0.001  # above 0: Adam's learning rate
-init: float = 0.01  # above 0: weights start uniform in (-init, init)
+init: float = 0.01  # above 0: weights of the slides' network start uniform in (-init, init)
 seed: int = 0  # at least 0: fixes the start and the order of the images
 device: str = "auto"  # one of auto, cpu, cuda, mps: where to train
 precision: str = "float32"  # one of float32, bfloat16: arithmetic of the networks
@@ -49,12 +54,13 @@ run = start("code_size", globals())
 # %%
 import torch
 
-from ae_course.autoencoder import Autoencoder, mlp, save_model
+from ae_course.autoencoder import save_model
 from ae_course.data import load
 from ae_course.figures import curves, image_grid, show
 from ae_course.linear import PCA
 from ae_course.metrics import per_image_mse
 from ae_course.training import evaluate, fit, seeded
+from ae_course.undercomplete import network
 
 # %%
 if threads is not None:
@@ -70,11 +76,13 @@ train, test
 # Each size starts from the same seed and sees the same batches in the same order.
 
 # %%
-rows, histories, reconstructions = [], {}, {}
+arms = [(kind, size) for kind in networks for size in sizes if kind == "slides" or size < min(hidden)]
+rows, histories, reconstructions = [], {kind: {} for kind, _ in arms}, {kind: {} for kind, _ in arms}
 shown = test.pixels()[:10]
-for size, stage in run.stages(sizes, label="z = {}", cost=lambda z: z + 200):
+cost = {"slides": lambda z: z + 200, "deep": lambda z: 700}
+for (kind, size), stage in run.stages(arms, label="{}, z = {}", cost=lambda arm: cost[arm[0]](arm[1])):
     with seeded(seed):
-        model = Autoencoder(*mlp(shape, hidden=(), latent_dim=size, output="sigmoid", init=init))
+        model = network(kind, shape, size, init=init, hidden=hidden)
     history = fit(
         model,
         train,
@@ -91,67 +99,75 @@ for size, stage in run.stages(sizes, label="z = {}", cost=lambda z: z + 200):
     rows.append(
         {
             "seed": seed,
+            "network": kind,
             "z": size,
             "train_mse": evaluate(model, train)["loss"],
             "test_mse": evaluate(model, test)["loss"],
             "seconds": sum(history["seconds"]),
         }
     )
-    histories[f"z = {size}"] = history["validation_loss"]
+    histories[kind][f"z = {size}"] = history["validation_loss"]
     with torch.no_grad():
-        reconstructions[f"z = {size}"] = model.cpu()(shown)
-    save_model(model, run.path(f"model_z{size}.safetensors"))
+        reconstructions[kind][f"z = {size}"] = model.cpu()(shown)
+    save_model(model, run.path(f"model_{kind}_z{size}.safetensors"))
 
 # %% [markdown]
 # ## PCA beside it
 #
 # PCA is fitted to the training images; its test error is that of the test images projected onto the same components. It is the best *linear* map of its
-# rank on the training images (lesson 10); the network above differs from it by the sigmoid and by its training.
+# rank on the training images (lesson 10); the slides' network differs from it by the sigmoid and by its training.
 
 # %%
 x_train, x_test = train.pixels().flatten(1), test.pixels().flatten(1)
 pca = PCA(min(max(sizes), *x_train.shape)).fit(x_train)  # there are no more components than images or pixels
+by_pca = {}
+for size in sizes:
+    first = pca.first(min(size, pca.n_components))
+    by_pca[size] = {
+        f"pca_{split}_mse": per_image_mse(first.reconstruct(x), x).mean().item() for split, x in (("train", x_train), ("test", x_test))
+    }
 for row in rows:
-    first = pca.first(min(row["z"], pca.n_components))
-    for split, x in (("train", x_train), ("test", x_test)):
-        row[f"pca_{split}_mse"] = per_image_mse(first.reconstruct(x), x).mean().item()
+    row |= by_pca[row["z"]]
 
 # %% [markdown]
 # ## The slides' grid, and the errors
 
 # %%
-grid = image_grid(
-    {"input": shown} | reconstructions,
-    title=f"{dataset}, {epochs} epochs, seed {seed}",
-    alt="Top row: ten test digits; below them their reconstructions, one row for each code size from the largest to the smallest",
-)
-run.save(grid, "reconstructions")
-show(grid)
+for kind, images in reconstructions.items():
+    grid = image_grid(
+        {"input": shown} | images,
+        title=f"{dataset}, {epochs} epochs, seed {seed}" + ("" if kind == "slides" else f", {kind} network"),
+        alt="Top row: ten test digits; below them their reconstructions, one row for each code size from the largest to the smallest",
+    )
+    run.save(grid, "reconstructions" if kind == "slides" else f"reconstructions_{kind}")
+    show(grid)
 
 # %% [markdown]
 # PCA with as many components as there are pixels has no error at all, which a logarithmic axis cannot show; such points are left out.
 
 # %%
 by_size = {}
-for kind, prefix in (("autoencoder", ""), ("PCA", "pca_")):
-    for split in ("train", "test"):
-        column = f"{prefix}{split}_mse"
-        points = sorted((row["z"], row[column]) for row in rows if row[column] > 1e-12)
-        by_size[f"{kind}, {split}"] = tuple(zip(*points))
+for split in ("train", "test"):
+    column = f"{split}_mse"
+    sources = {f"{kind}, {split}": [(row["z"], row[column]) for row in rows if row["network"] == kind] for kind in reconstructions}
+    sources[f"PCA, {split}"] = [(size, errors[f"pca_{column}"]) for size, errors in by_pca.items()]
+    by_size |= {name: tuple(zip(*sorted(p for p in points if p[1] > 1e-12))) for name, points in sources.items()}
 errors = curves(
     by_size,
     x="code size z",
     y="mean squared error",
     log_x=True,
-    alt="Mean squared error of the autoencoder and of PCA against the code size, on training and test images",
+    alt="Mean squared error of the networks and of PCA against the code size, on training and test images",
 )
 run.save(errors, "error_by_size")
 show(errors)
 
 # %%
-training = curves(histories, x="epoch", y="test error", ordered=True, alt="Test error by epoch, one line for each code size")
-run.save(training, "training")
-show(training)
+for kind, lines in histories.items():
+    alt = f"Test error of the {kind} network by epoch, one line for each code size"
+    training = curves(lines, x="epoch", y="test error", ordered=True, title=kind, alt=alt)
+    run.save(training, "training" if kind == "slides" else f"training_{kind}")
+    show(training)
 
 # %%
 run.finish(rows)
