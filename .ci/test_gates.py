@@ -104,6 +104,15 @@ def test_presets_and_text_twins_are_complete():
         assert (path.parent / "_text" / f"{path.stem}.py").exists(), f"{path.stem} has no text twin: jupytext --sync {path}"
 
 
+def test_readme_and_index_list_every_lesson_and_experiment():
+    readme, index = (ROOT / "README.md").read_text(encoding="utf-8"), "".join("".join(c["source"]) for c in cells(ROOT / "nbs/index.ipynb"))
+    for path in [*LESSONS, *EXPERIMENTS]:
+        inside = path.relative_to(ROOT / "nbs").as_posix()
+        if path.stem not in ("index", "ledger"):
+            assert f"(nbs/{inside})" in readme, f"README.md does not list {inside}"
+            assert f"({inside})" in index, f"nbs/index.ipynb does not list {inside}"
+
+
 def test_the_site_has_every_page_and_no_broken_link(tmp_path):
     call(sys.executable, "-c", "from nbdev.serve import proc_nbs\nif __name__ == '__main__': proc_nbs(force=True, n_workers=1)")
     pages = sorted(p.relative_to(ROOT / "_proc") for p in (ROOT / "_proc").rglob("*.ipynb"))
