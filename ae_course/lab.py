@@ -12,7 +12,7 @@ __all__ = ['KINDS', 'BOUNDS', 'LINE', 'NUMBERS', 'OWN', 'KILLED', 'EXIT_CODES', 
            'Stage', 'slug', 'StagedRun', 'Run', 'given', 'start', 'watch_cells', 'execute_cells', 'signals', 'environ',
            'plain_engine', 'NotebookFiles', 'die_with_launcher', 'papermill_process', 'papermill_engine', 'log_entry',
            'stop', 'follow', 'verdict', 'tell', 'already_done', 'take', 'launch', 'grid_cells', 'run_in_process',
-           'sweep', 'record_lines', 'finished', 'results_folder', 'digests', 'record_digest', 'collect',
+           'sweep', 'record_lines', 'run_order', 'finished', 'results_folder', 'digests', 'record_digest', 'collect',
            'list_experiments', 'open_lab', 'data_command', 'typed_pairs', 'add_run_options', 'parser',
            'add_other_commands', 'main']
 
@@ -1016,7 +1016,7 @@ def sweep(name: str, grid: Iterable[str], preset: str | None = None, file: str |
     print(f"{table(failed if failed and not dry_run else summary)}\n{len(summary) - len(failed)} of {len(summary)} runs done")
     return 0 if dry_run or not failed else code if code in (130, 143) else 1
 
-# %% ../nbs/90_lab.ipynb #c0f89313
+# %% ../nbs/90_lab.ipynb #ce9d799c
 def record_lines(key: str, result: dict) -> list[dict]:
     "The lines that a finished run adds to a results table: key, preset, scalar parameters, its rows, then where they come from."
     about = result["environment"]
@@ -1024,6 +1024,12 @@ def record_lines(key: str, result: dict) -> list[dict]:
     origin = {name: about.get(name) for name in ("device", "python", "torch", "numpy", "ae_course")}
     origin |= {"code_version": result["code_version"], "run_seconds": result["seconds"]}
     return [{"run": key, "preset": about.get("preset"), **scalars, **row, **origin} for row in result["rows"]]
+
+
+def run_order(result: dict) -> tuple:
+    "What finished runs are sorted by: preset, then the parameters' values, numbers as numbers (2 before 10)."
+    rank = lambda value: (0, value, "") if isinstance(value, (int, float)) else (1, 0, json.dumps(value))
+    return str(result["environment"].get("preset")), [rank(value) for value in result["parameters"].values()]
 
 
 def finished(name: str, chosen: Iterable[str] = (), out: str | None = None, mixed: bool = False) -> list[tuple[str, dict]]:
@@ -1040,8 +1046,7 @@ def finished(name: str, chosen: Iterable[str] = (), out: str | None = None, mixe
     if len(versions) > len({preset for preset, _ in versions}) and not mixed:
         listed = "\n  ".join(f"{preset}: {version}, run {key}" for (preset, version), key in sorted(versions.items(), key=str))
         raise ParameterError(f"runs of one preset by different code versions; run them again with --force, or add --mixed:\n  {listed}")
-    rank = lambda value: (0, value, "") if isinstance(value, (int, float)) else (1, 0, json.dumps(value))  # 2 before 10
-    return sorted(found, key=lambda item: (str(item[1]["environment"].get("preset")), [rank(v) for v in item[1]["parameters"].values()]))
+    return sorted(found, key=lambda item: run_order(item[1]))
 
 
 def results_folder() -> Path:

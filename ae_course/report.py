@@ -6,7 +6,7 @@
 __all__ = ['TEMPLATE', 'Found', 'alive', 'find_runs', 'figures_of', 'shown', 'rows_of', 'link', 'render', 'report',
            'add_commands']
 
-# %% ../nbs/92_report.ipynb #a46992b5
+# %% ../nbs/92_report.ipynb #d2a75ff5
 import base64
 import json
 import os
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from .lab import ParameterError, clock, experiments, hint, read_json, result_of, runs_root, write_atomic
+from .lab import ParameterError, clock, experiments, hint, read_json, result_of, run_order, runs_root, write_atomic
 
 # %% ../nbs/92_report.ipynb #dabf89a1
 @dataclass
@@ -66,7 +66,7 @@ def alive(pid) -> bool:
         return True
     return True
 
-# %% ../nbs/92_report.ipynb #5a1accc5
+# %% ../nbs/92_report.ipynb #60c8fbf1
 def find_runs(names: Iterable[str] = (), runs: str | Path | None = None, chosen: Iterable[str] = ()) -> dict[str, list[Found]]:
     """{experiment: its runs} of the experiments `names` (all that have runs), of the `chosen` presets (all; unfinished runs stay, their
     preset is not known). ParameterError for an unknown name, and if no run is done."""
@@ -80,6 +80,7 @@ def find_runs(names: Iterable[str] = (), runs: str | Path | None = None, chosen:
         folders = sorted(path for path in (root / name).glob("*") if path.is_dir())
         all_runs = [Found(name, path, result_of(path), read_json(path / "status.json")) for path in folders]
         all_runs = [run for run in all_runs if run.result or run.status]  # other folders are not runs
+        all_runs.sort(key=lambda run: (0, run_order(run.result)) if run.result else (1, run.folder.name))
         found[name] = [run for run in all_runs if not (chosen and run.result) or run.preset in chosen]
     if not any(run.result for own in found.values() for run in own):
         left = [f"{run.experiment}/{run.folder.name}: {run.state} ({run.cause})" for own in found.values() for run in own]
