@@ -155,7 +155,7 @@ def compose(*corruptions):
 
     return draw
 
-# %% ../nbs/21_denoising.ipynb #35ac5086
+# %% ../nbs/21_denoising.ipynb #f2e167a8
 def once(corruption: Corruption, x, seed: int = 0) -> Tensor:
     "One corrupted copy of `x`, `Images` or floats (N, ...), fixed by `seed` (drawn on the CPU; the result lies where `x` does)."
     x = x.pixels() if isinstance(x, Images) else x
@@ -163,8 +163,9 @@ def once(corruption: Corruption, x, seed: int = 0) -> Tensor:
 
 
 def noised_once(corruption: Corruption, images: Images, seed: int = 0) -> Images:
-    "`images` with one corrupted copy in their extras, as `corrupted`: what a `DenoisingAutoencoder` then sees in every epoch (the slides)."
-    return replace(images, extras={**images.extras, "corrupted": once(corruption, images, seed)})
+    """`images` with one corrupted copy in their extras, as `corrupted`: what a `DenoisingAutoencoder` sees in every epoch (the slides).
+    Other noise than that of `once` and `denoising_gain` with the same seed, so that none of it returns on test images."""
+    return replace(images, extras={**images.extras, "corrupted": once(corruption, images, mix(seed, 22))})
 
 # %% ../nbs/21_denoising.ipynb #6608fed0
 @register
@@ -188,16 +189,19 @@ class DenoisingAutoencoder(Autoencoder):
             return super().loss_terms(batch, phase)
         return {"reconstruction": self.per_image(self(drawn), batch.x).mean()}
 
-# %% ../nbs/21_denoising.ipynb #f3f3ce1b
+# %% ../nbs/21_denoising.ipynb #8be5fe51
 def denoising_gain(model: Callable, x, corruption: Corruption, seed: int = 0) -> dict[str, float]:
-    """PSNR in decibels of a fresh draw and of what `model` makes of it, means over the images `x` (`Images` or floats (N, ...)): `psnr_in`,
-    `psnr_clipped` (the input clamped to [0, 1], which needs no model), `psnr_out`, and `psnr_gain` = out - in."""
+    """PSNR in decibels of a corrupted copy of `x` (`Images` or floats (N, ...) in [0, 1]), fixed by `seed`, and of `model`'s output for it.
+
+    `psnr_in`; `psnr_clipped`, of the input clamped to [0, 1], which needs no model; `psnr_out`; `psnr_gain` = out - in. Each is the PSNR
+    of the mean squared error over all images and values: an image that loses nothing has no PSNR of its own.
+    """
     x = x.pixels() if isinstance(x, Images) else x
     noisy = once(corruption, x, seed)
     with torch.no_grad():
         out = torch.cat([model(part) for part in noisy.split(1000)])
     values = {"psnr_in": noisy, "psnr_clipped": noisy.clamp(0, 1), "psnr_out": out}
-    values = {name: psnr(shown, x).mean().item() for name, shown in values.items()}
+    values = {name: psnr(shown[None], x[None]).item() for name, shown in values.items()}
     return values | {"psnr_gain": values["psnr_out"] - values["psnr_in"]}
 
 # %% ../nbs/21_denoising.ipynb #05c3d9e1
