@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CORRUPTIONS', 'EXACT', 'MANIFOLDS', 'Corruption', 'corruption', 'as_corruption', 'gaussian', 'uniform', 'erase',
            'salt_and_pepper', 'erase_block', 'compose', 'once', 'noised_once', 'DenoisingAutoencoder', 'denoising_gain',
-           'posterior_mean', 'log_density', 'score', 'vector_field', 'angle_between', 'manifold', 'nearest',
-           'linear_denoiser']
+           'linear_denoiser', 'posterior_mean', 'log_density', 'score', 'manifold', 'nearest', 'vector_field',
+           'angle_between']
 
 # %% ../nbs/21_denoising.ipynb #ba4aadf0
 import inspect
@@ -25,7 +25,7 @@ from .linear import PCA
 from .metrics import psnr
 from .training import mix
 
-# %% ../nbs/21_denoising.ipynb #9f6c4c9c
+# %% ../nbs/21_denoising.ipynb #7f9565ac
 CORRUPTIONS: dict[str, Callable] = {}
 
 
@@ -48,7 +48,7 @@ class Corruption(dict):
     def __repr__(self) -> str:
         return f"{self['kind']}({', '.join(f'{v}' for k, v in self.items() if k != 'kind').strip('[]')})"
 
-
+# %% ../nbs/21_denoising.ipynb #c1f44ca0
 def corruption(make: Callable) -> Callable:
     """Enrol a function of settings that returns `draw(x, generator) -> Tensor`, as a maker of `Corruption`s under its own name.
 
@@ -66,7 +66,7 @@ def corruption(make: Callable) -> Callable:
     CORRUPTIONS[name] = maker
     return maker
 
-
+# %% ../nbs/21_denoising.ipynb #9099bd55
 def as_corruption(description) -> Corruption:
     "The `Corruption` that a dictionary describes; a `Corruption` is returned as it is, BadArgument for anything else."
     if isinstance(description, Corruption):
@@ -82,7 +82,7 @@ def as_corruption(description) -> Corruption:
     bound.arguments.update(settings)
     return CORRUPTIONS[kind](*bound.args, **bound.kwargs)
 
-# %% ../nbs/21_denoising.ipynb #f4b56a2e
+# %% ../nbs/21_denoising.ipynb #d8bb68a9
 def _check_number(name: str, value, high: float = math.inf) -> None:
     "Nothing if `value` is a finite number from 0 to `high`, else BadArgument."
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high or value == math.inf:
@@ -96,21 +96,21 @@ def gaussian(sigma: float):
     _check_number("sigma", sigma)
     return lambda x, generator: torch.empty_like(x).normal_(0, sigma, generator=generator).add_(x)
 
-
+# %% ../nbs/21_denoising.ipynb #744d136f
 @corruption
 def uniform(width: float):
     "Adds U(-width, width) to every value (21.3), as the slides do; its variance is width^2 / 3."
     _check_number("width", width)
     return lambda x, generator: torch.empty_like(x).uniform_(-width, width, generator=generator).add_(x)
 
-
+# %% ../nbs/21_denoising.ipynb #11cdbbac
 @corruption
 def erase(keep: float):
     "Sets every value to 0 with probability 1 - keep (21.4): `keep` is the survey's p in its Equation 5. What is kept is not rescaled."
     _check_number("keep", keep, 1)
     return lambda x, generator: torch.empty_like(x).uniform_(generator=generator).lt_(keep).mul_(x)
 
-
+# %% ../nbs/21_denoising.ipynb #e0d0ae3f
 @corruption
 def salt_and_pepper(share: float):
     "Replaces a `share` of the values (each with that probability), half of them by 0 and half by 1."
@@ -122,7 +122,7 @@ def salt_and_pepper(share: float):
 
     return draw
 
-
+# %% ../nbs/21_denoising.ipynb #13f3c306
 @corruption
 def erase_block(size: int):
     "Sets a square of size x size pixels to 0 in every channel, anywhere inside each image (N, C, H, W) with equal probability."
@@ -140,7 +140,7 @@ def erase_block(size: int):
 
     return draw
 
-
+# %% ../nbs/21_denoising.ipynb #ab41c92d
 @corruption
 def compose(*corruptions):
     "One corruption after another, from left to right."
@@ -155,13 +155,13 @@ def compose(*corruptions):
 
     return draw
 
-# %% ../nbs/21_denoising.ipynb #f2e167a8
+# %% ../nbs/21_denoising.ipynb #977a064f
 def once(corruption: Corruption, x, seed: int = 0) -> Tensor:
     "One corrupted copy of `x`, `Images` or floats (N, ...), fixed by `seed` (drawn on the CPU; the result lies where `x` does)."
     x = x.pixels() if isinstance(x, Images) else x
     return as_corruption(corruption)(x.cpu(), torch.Generator().manual_seed(mix(seed, 21))).to(x.device)
 
-
+# %% ../nbs/21_denoising.ipynb #b080a9e7
 def noised_once(corruption: Corruption, images: Images, seed: int = 0) -> Images:
     """`images` with one corrupted copy in their extras, as `corrupted`: what a `DenoisingAutoencoder` sees in every epoch (the slides).
     Other noise than that of `once` and `denoising_gain` with the same seed, so that none of it returns on test images."""
@@ -204,7 +204,18 @@ def denoising_gain(model: Callable, x, corruption: Corruption, seed: int = 0) ->
     values = {name: psnr(shown[None], x[None]).item() for name, shown in values.items()}
     return values | {"psnr_gain": values["psnr_out"] - values["psnr_in"]}
 
-# %% ../nbs/21_denoising.ipynb #5b25b9fc
+# %% ../nbs/21_denoising.ipynb #19b3952d
+def linear_denoiser(data: Tensor, variance: float) -> Callable[[Tensor], Tensor]:
+    """The best linear denoiser (21.5) of additive noise of that `variance` in each value, fitted to `data` (N, ...): in PCA's basis each
+    coefficient shrinks by lambda / (lambda + variance), lambda with 1 / N. A function of x (M, ...)."""
+    _check_number("variance", variance)
+    flat = data.flatten(1).double()
+    pca = PCA(min(flat.shape)).fit(flat)
+    eigenvalues = pca.explained_variance * (len(flat) - 1) / len(flat)
+    shrink = eigenvalues / (eigenvalues + variance)
+    return lambda x: pca.inverse_transform(pca.transform(x.flatten(1).double()) * shrink).to(x.dtype).view_as(x)
+
+# %% ../nbs/21_denoising.ipynb #61520f8c
 EXACT = "donot_use_mm_for_euclid_dist"  # the faster way loses half of the digits of a small distance
 
 
@@ -213,32 +224,19 @@ def posterior_mean(x: Tensor, data: Tensor, sigma: float) -> Tensor:
     squares = torch.cdist(x, data, compute_mode=EXACT).square()  # (M, N)
     return torch.softmax(-squares / (2 * sigma**2), dim=1) @ data
 
-
+# %% ../nbs/21_denoising.ipynb #4c7d7453
 def log_density(x: Tensor, data: Tensor, sigma: float) -> Tensor:
-    "log p_sigma (21.6) at x (M, d): the mean of Gaussians of width sigma around `data` (N, d); (M,), nats."
+    "log p_sigma (21.7) at x (M, d): the mean of Gaussians of width sigma around `data` (N, d); (M,), nats."
     squares = (x[:, None] - data).square().sum(2)  # (M, N)
     constant = math.log(len(data)) + 0.5 * x.shape[1] * math.log(2 * math.pi * sigma**2)
     return torch.logsumexp(-squares / (2 * sigma**2), dim=1) - constant
 
-
+# %% ../nbs/21_denoising.ipynb #6a884fd1
 def score(x: Tensor, data: Tensor, sigma: float) -> Tensor:
     "Gradient of log p_sigma at x (M, d), exactly, as Tweedie's formula gives it (21.9): (posterior mean - x) / sigma^2."
     return (posterior_mean(x, data, sigma) - x) / sigma**2
 
-# %% ../nbs/21_denoising.ipynb #409189f7
-def vector_field(model: nn.Module, x: Tensor) -> Tensor:
-    "dec(enc(x)) - x at `x` (M, d), without gradients."
-    with torch.no_grad():
-        return model(x) - x
-
-
-def angle_between(a: Tensor, b: Tensor) -> Tensor:
-    "Degrees (M,), 0 to 180, between the rows of `a` and `b`, both (M, d); nan where one of them is zero."
-    a, b = a.double(), b.double()
-    a, b = a / a.norm(dim=1, keepdim=True), b / b.norm(dim=1, keepdim=True)
-    return torch.rad2deg(2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1)))  # Kahan: exact near 0 and near 180
-
-# %% ../nbs/21_denoising.ipynb #90b7c63d
+# %% ../nbs/21_denoising.ipynb #f3e8ddd9
 def _pieces(name: str, t: Tensor) -> list[Tensor]:
     "The pieces of a curve, each (T, 2), at parameters `t` (T,) from 0 to 1."
     half = math.pi * t
@@ -265,18 +263,20 @@ def manifold(name: str, n: int = 1000) -> Tensor:
         points.append(piece[torch.searchsorted(length, wanted)])
     return torch.cat(points)
 
-
+# %% ../nbs/21_denoising.ipynb #1f5b4d01
 def nearest(x: Tensor, data: Tensor) -> Tensor:
     "For each x (M, d) the nearest of `data` (N, d)."
     return data[torch.cdist(x, data, compute_mode=EXACT).argmin(1)]
 
-# %% ../nbs/21_denoising.ipynb #19b3952d
-def linear_denoiser(data: Tensor, variance: float) -> Callable[[Tensor], Tensor]:
-    """The best linear denoiser (21.5) of additive noise of that `variance` in each value, fitted to `data` (N, ...): in PCA's basis each
-    coefficient shrinks by lambda / (lambda + variance), lambda with 1 / N. A function of x (M, ...)."""
-    _check_number("variance", variance)
-    flat = data.flatten(1).double()
-    pca = PCA(min(flat.shape)).fit(flat)
-    eigenvalues = pca.explained_variance * (len(flat) - 1) / len(flat)
-    shrink = eigenvalues / (eigenvalues + variance)
-    return lambda x: pca.inverse_transform(pca.transform(x.flatten(1).double()) * shrink).to(x.dtype).view_as(x)
+# %% ../nbs/21_denoising.ipynb #0037d43e
+def vector_field(model: nn.Module, x: Tensor) -> Tensor:
+    "dec(enc(x)) - x at `x` (M, d), without gradients."
+    with torch.no_grad():
+        return model(x) - x
+
+# %% ../nbs/21_denoising.ipynb #91a8e264
+def angle_between(a: Tensor, b: Tensor) -> Tensor:
+    "Degrees (M,), 0 to 180, between the rows of `a` and `b`, both (M, d); nan where one of them is zero."
+    a, b = a.double(), b.double()
+    a, b = a / a.norm(dim=1, keepdim=True), b / b.norm(dim=1, keepdim=True)
+    return torch.rad2deg(2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1)))  # Kahan: exact near 0 and near 180

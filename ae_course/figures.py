@@ -502,7 +502,7 @@ def latent_map(
     axes.grid(False)
     return figure
 
-# %% ../nbs/03_figures.ipynb #b92322fd
+# %% ../nbs/03_figures.ipynb #09161d88
 @_styled
 def quiver(
     x, v, *, curve=None, values=None, value_range: tuple[float, float] = (0, 180), label: str = "", scale: float = 1.0,
@@ -518,7 +518,10 @@ def quiver(
         raise ValueError(f"quiver: got points {tuple(x.shape)} and arrows {tuple(v.shape)}, expected (N, 2) both, N at least 1, all finite")
     if values is not None and values.shape != x.shape[:1]:
         raise ValueError(f"values: got shape {tuple(values.shape)}, expected ({len(x)},), one an arrow")
-    figure = _figure(5.6 if values is not None else 4.8, 4.6, alt or f"{len(x)} arrows in the plane", layout="constrained")
+    ends = torch.cat([x, x + scale * v])
+    across, up = (ends.amax(0) - ends.amin(0)).clamp(min=1e-9).tolist()
+    height = 0.7 + 4 * min(max(up / across, 0.3), 1.4)  # as tall as the arrows need: one unit for both axes
+    figure = _figure(5.6 if values is not None else 4.8, height, alt or f"{len(x)} arrows in the plane", layout="constrained")
     axes = figure.add_subplot(aspect="equal")
     if curve is not None:
         axes.plot(*torch.as_tensor(curve).detach().cpu().T, linestyle="none", marker=".", markersize=3, color=COLORS[6], zorder=1)
@@ -533,7 +536,6 @@ def quiver(
         shades = np.ma.masked_invalid(values.numpy())
         arrows = axes.quiver(*x.T, *(scale * v).T, shades, cmap=dark_to_bright, clim=value_range, **options)
         figure.colorbar(arrows, label=label, shrink=0.8)
-    ends = torch.cat([x, x + scale * v])
     axes.update_datalim(ends.numpy())
     axes.autoscale_view()
     axes.set(xlabel=axes_labels[0], ylabel=axes_labels[1], title=title)
