@@ -502,7 +502,7 @@ def latent_map(
     axes.grid(False)
     return figure
 
-# %% ../nbs/03_figures.ipynb #09161d88
+# %% ../nbs/03_figures.ipynb #835ed30d
 @_styled
 def quiver(
     x, v, *, curve=None, values=None, value_range: tuple[float, float] = (0, 180), label: str = "", scale: float = 1.0,
@@ -521,7 +521,7 @@ def quiver(
     ends = torch.cat([x, x + scale * v])
     across, up = (ends.amax(0) - ends.amin(0)).clamp(min=1e-9).tolist()
     height = 0.7 + 4 * min(max(up / across, 0.3), 1.4)  # as tall as the arrows need: one unit for both axes
-    figure = _figure(5.6 if values is not None else 4.8, height, alt or f"{len(x)} arrows in the plane", layout="constrained")
+    figure = _figure(5.6 if values is not None else 4.8, height, alt or f"{len(x)} arrows in the plane", layout="compressed")
     axes = figure.add_subplot(aspect="equal")
     if curve is not None:
         axes.plot(*torch.as_tensor(curve).detach().cpu().T, linestyle="none", marker=".", markersize=3, color=COLORS[6], zorder=1)
