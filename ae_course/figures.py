@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DPI', 'STYLE', 'GAP', 'COLORS', 'CLASS_COLORS', 'DASHES', 'MARKS', 'png', 'save', 'show', 'image_grid',
-           'reconstruction_grid', 'pick', 'curves', 'dots', 'latent_scatter', 'code_grid', 'latent_map',
+           'reconstruction_grid', 'pick', 'curves', 'dots', 'latent_scatter', 'code_grid', 'latent_map', 'quiver',
            'weight_images', 'montage', 'slider']
 
 # %% ../nbs/03_figures.ipynb #842f8ab6
@@ -501,6 +501,45 @@ def latent_map(
     axes.set(xlabel=axes_labels[0], ylabel=axes_labels[1], title=title)
     axes.grid(False)
     return figure
+
+# %% ../nbs/03_figures.ipynb #835ed30d
+@_styled
+def quiver(
+    x, v, *, curve=None, values=None, value_range: tuple[float, float] = (0, 180), label: str = "", scale: float = 1.0,
+    title: str | None = None, alt: str | None = None, axes_labels: tuple[str, str] = ("$x_1$", "$x_2$"),
+):  # fmt: skip
+    """Arrows `v` (N, 2), `scale` times their length in the units of the axes, from points `x` (N, 2); `curve` (M, 2): orange dots below.
+
+    `values` (N,): a number for each arrow, shown by its colour from dark to bright over `value_range`, named `label`; NaN is grey.
+    """
+    x, v = (torch.as_tensor(t).detach().cpu().double() for t in (x, v))
+    values = None if values is None else torch.as_tensor(values).detach().cpu().double()
+    if x.ndim != 2 or x.shape[1:] != (2,) or v.shape != x.shape or not len(x) or not (x + v).isfinite().all():
+        raise ValueError(f"quiver: got points {tuple(x.shape)} and arrows {tuple(v.shape)}, expected (N, 2) both, N at least 1, all finite")
+    if values is not None and values.shape != x.shape[:1]:
+        raise ValueError(f"values: got shape {tuple(values.shape)}, expected ({len(x)},), one an arrow")
+    ends = torch.cat([x, x + scale * v])
+    across, up = (ends.amax(0) - ends.amin(0)).clamp(min=1e-9).tolist()
+    height = 0.7 + 4 * min(max(up / across, 0.3), 1.4)  # as tall as the arrows need: one unit for both axes
+    figure = _figure(5.6 if values is not None else 4.8, height, alt or f"{len(x)} arrows in the plane", layout="compressed")
+    axes = figure.add_subplot(aspect="equal")
+    if curve is not None:
+        axes.plot(*torch.as_tensor(curve).detach().cpu().T, linestyle="none", marker=".", markersize=3, color=COLORS[6], zorder=1)
+    options = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.0035, "zorder": 2}
+    if values is None:
+        axes.quiver(*x.T, *(scale * v).T, color=COLORS[0], **options)
+    else:
+        from matplotlib import colormaps
+        from matplotlib.colors import ListedColormap
+
+        dark_to_bright = ListedColormap(colormaps["cividis"](np.linspace(0, 0.9, 256))).with_extremes(bad="0.6")
+        shades = np.ma.masked_invalid(values.numpy())
+        arrows = axes.quiver(*x.T, *(scale * v).T, shades, cmap=dark_to_bright, clim=value_range, **options)
+        figure.colorbar(arrows, label=label, shrink=0.8)
+    axes.update_datalim(ends.numpy())
+    axes.autoscale_view()
+    axes.set(xlabel=axes_labels[0], ylabel=axes_labels[1], title=title)
+    return _settled(figure)
 
 # %% ../nbs/03_figures.ipynb #3a50e76a
 @_styled

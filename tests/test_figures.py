@@ -362,3 +362,19 @@ def test_figures_do_not_pile_up(images):
     figures = [weakref.ref(f.image_grid(images)) for _ in range(3)]
     gc.collect()
     assert all(figure() is None for figure in figures)
+
+
+def test_quiver_draws_the_arrows_to_scale_and_refuses_others():
+    x, v = torch.randn(2, 30, 2, generator=torch.Generator().manual_seed(0))
+    figure = f.quiver(x, v, scale=0.5, curve=torch.rand(9, 2), values=torch.arange(30.0), value_range=(0, 40), label="degrees")
+    axes, arrows = figure.axes[0], figure.axes[0].collections[0]
+    assert np.allclose(arrows.get_offsets(), x) and np.allclose(np.stack([arrows.U, arrows.V], 1), v / 2)
+    assert arrows.get_clim() == (0, 40) and axes.get_aspect() == 1 and figure.axes[1].get_ylabel() == "degrees"
+    ends = torch.cat([x, x + v / 2]).numpy()  # no arrow leaves the frame
+    assert (ends >= [axes.get_xlim()[0], axes.get_ylim()[0]]).all() and (ends <= [axes.get_xlim()[1], axes.get_ylim()[1]]).all()
+    assert f.png(figure) == f.png(figure)
+    for points, field in ((x, v[:5]), (x[:, :1], v[:, :1]), (x[:0], v[:0]), (x, v / 0)):
+        with pytest.raises(ValueError, match="quiver: got points"):
+            f.quiver(points, field)
+    with pytest.raises(ValueError, match="one an arrow"):
+        f.quiver(x, v, values=torch.zeros(3))
