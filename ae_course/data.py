@@ -8,9 +8,10 @@ __all__ = ['log', 'SUFFIXES', 'FOLDER_SPLITS', 'SEVENTY', 'DIGITS', 'FASHION', '
            'open_set', 'take_turns', 'split_by_class', 'put_split', 'read_mnist5k', 'read_digits', 'in_memory',
            'resize', 'on_white', 'decode', 'stack', 'read_folder', 'read_idx', 'Bounded', 'refuse_member',
            'tar_members', 'zip_reader', 'read_mnist', 'read_cifar10', 'read_stl10', 'read_table', 'read_celeba',
-           'read_pokedex', 'read_pokemon', 'File', 'torchvision_files', 'cifar10_files', 'Source', 'download',
-           'digest_of', 'set_aside', 'obtain', 'only_one', 'on_disk', 'build', 'find', 'get', 'Variant', 'splits_of',
-           'choose', 'to_tensor', 'open_named', 'load', 'Table', 'sets_on_disk', 'datasets', 'check']
+           'read_pneumonia', 'read_pokedex', 'read_pokemon', 'File', 'torchvision_files', 'cifar10_files',
+           'pneumonia_files', 'Source', 'download', 'digest_of', 'set_aside', 'obtain', 'only_one', 'on_disk', 'build',
+           'find', 'get', 'Variant', 'splits_of', 'choose', 'to_tensor', 'open_named', 'load', 'Table', 'sets_on_disk',
+           'datasets', 'check']
 
 # %% ../nbs/00_data.ipynb #c260f90b
 import csv
@@ -477,6 +478,28 @@ def read_celeba(source, paths: Mapping[str, Path], put: Callable) -> dict:
     note = "attributes: 1 = present; landmarks: left eye, right eye, nose, left and right corner of the mouth"
     return {"attributes": tables["attributes"][0], "note": note}
 
+# %% ../nbs/00_data.ipynb #485256d7
+def read_pneumonia(source, paths: Mapping[str, Path], put: Callable) -> dict:
+    "PneumoniaMNIST: an .npz with images uint8 (n, 28, 28) and labels uint8 (n, 1) for train, val (here: validation) and test."
+    path = paths["pneumoniamnist.npz"]
+    with zipfile.ZipFile(path) as archive:
+        member = zip_reader(path, archive, cap=16 << 20)
+        for split, n in source.images.items():
+            for key, frame, dtype in (("images", source.shape[1:], np.uint8), ("labels", (1,), np.int64)):
+                name = f"{split.removesuffix('idation')}_{key}.npy"
+                stream, expected = member(name), ((n, *frame), False, np.dtype(np.uint8))  # shape, Fortran order, type
+                try:
+                    np.lib.format.read_magic(stream)
+                    found, values = np.lib.format.read_array_header_1_0(stream), stream.read()
+                except ValueError as error:
+                    raise DataError(f"{path.name}: {name} is no array: {error}; not the official archive") from None
+                if found != expected or len(values) != n * math.prod(frame):
+                    got = f"{found[2]} {found[0]} and {len(values):,} bytes"
+                    raise DataError(f"{path.name}: {name} holds {got}, expected uint8 {expected[0]}; not the official archive")
+                rows = np.frombuffer(values, np.uint8).reshape(n, *frame)
+                put(f"{split}_{key}", (n, *frame) if key == "images" else (n,), dtype)[...] = rows if key == "images" else rows[:, 0]
+    return {"note": "X-rays of children (Kermany et al., 2018), shrunk by MedMNIST; not for clinical use"}
+
 # %% ../nbs/00_data.ipynb #3dce8871
 def read_pokedex(path: Path) -> tuple[dict[int, tuple[str, str]], dict[str, int]]:
     "(types by number, number by name) from a CSV with Name, Type1, Type2 perhaps pokedex_number; without it the rows are in order."
@@ -519,7 +542,7 @@ def read_pokemon(source, paths: Mapping[str, Path], put: Callable) -> dict:
             put(f"{split}_{key}", values.shape, values.dtype)[...] = values
     return {"classes": classes, "note": "labels are first types; on white; images are copyright of their owners"}
 
-# %% ../nbs/00_data.ipynb #cf5da5cc
+# %% ../nbs/00_data.ipynb #5b50ce55
 class File(NamedTuple):
     "An official file: its name, its published MD5 digest, and where it can be had, in the order to try."
 
@@ -547,6 +570,12 @@ def cifar10_files() -> list[File]:
     return [File(name, "c32a1d4ab5d03f1284b67883e8d87530", (f"https://www.cs.toronto.edu/~kriz/{name}",))]
 
 
+def pneumonia_files() -> list[File]:
+    "MedMNIST's archive of 28x28 X-rays, with the address and the digest of its package (medmnist 3.0.2)."
+    name = "pneumoniamnist.npz"
+    return [File(name, "28209eda62fecd6e6a2d98b1501bb15f", (f"https://zenodo.org/records/10519652/files/{name}?download=1",))]
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a set comes from, what it will be (images per split, shape (C, H, W), names of labels), how to `read(source, paths, put)` it.
@@ -564,7 +593,7 @@ class Source:
     files: Callable[[], Sequence[File]] = tuple
     cap: int = 0
 
-# %% ../nbs/00_data.ipynb #d6888eda
+# %% ../nbs/00_data.ipynb #874a3991
 SEVENTY, DIGITS = {"train": 60_000, "test": 10_000}, tuple("0123456789")
 FASHION = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -583,6 +612,8 @@ SOURCES = {
                     "cs.stanford.edu/~acoates/stl10", read_stl10, lambda: torchvision_files("STL10"), 3 << 30),
     "celeba": Source("download", {"train": 162_770, "validation": 19_867, "test": 19_962}, (3, 218, 178), (), "non-commercial research",
                      "mmlab.ie.cuhk.edu.hk/projects/CelebA.html", read_celeba, lambda: torchvision_files("CelebA"), 2 << 30),
+    "pneumonia": Source("download", {"train": 4708, "validation": 524, "test": 624}, (1, 28, 28), ("normal", "pneumonia"), "CC BY 4.0",
+                        "MedMNIST v2 (medmnist.com), zenodo.org/records/10519652", read_pneumonia, pneumonia_files, 16 << 20),
     "pokemon": Source("folder", {}, (), (), "copyright of its owners", "Kaggle; you place it: pictures and one CSV", read_pokemon),
     "movielens": Source("ratings", {}, (), (), "GroupLens research licence", "grouplens.org; no loader yet", None),
 }  # fmt: skip

@@ -103,7 +103,23 @@ def celeba(at: np.random.Generator) -> tuple[dict, dict, dict]:
     return files, images, extras
 
 
-KINDS = {"mnist": mnist, "fashion_mnist": mnist, "cifar10": cifar10, "stl10": stl10, "celeba": celeba}
+def npz(arrays: dict[str, np.ndarray]) -> bytes:
+    "Arrays as a compressed .npz."
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+def pneumonia(at: np.random.Generator) -> tuple[dict, dict, dict]:
+    images = {split: at.integers(0, 256, (n, 28, 28)) for split, n in (("train", 9), ("validation", 3), ("test", 4))}
+    labels = {split: at.integers(0, 2, len(x)) for split, x in images.items()}
+    theirs = {"train": "train", "validation": "val", "test": "test"}
+    arrays = {f"{theirs[split]}_images": x.astype(np.uint8) for split, x in images.items()}
+    arrays |= {f"{theirs[split]}_labels": y[:, None].astype(np.uint8) for split, y in labels.items()}
+    return {"pneumoniamnist.npz": npz(arrays)}, images, labels
+
+
+KINDS = {"mnist": mnist, "fashion_mnist": mnist, "cifar10": cifar10, "stl10": stl10, "celeba": celeba, "pneumonia": pneumonia}
 
 
 def make(kind: str, seed: int = 0) -> tuple[dict[str, bytes], dict[str, np.ndarray], dict]:

@@ -315,7 +315,7 @@ def test_official_files_are_fetched_once(kind, server, monkeypatch, tmp_path):
             assert np.array_equal(found.extras["attributes"].numpy(), labels[split]["attributes"])
             assert np.array_equal(found.extras["landmarks"].numpy(), labels[split]["landmarks"]) and len(found.about["attributes"]) == 40
         elif split in labels:
-            assert np.array_equal(found.y.numpy(), labels[split]) and len(found.classes) == 10
+            assert np.array_equal(found.y.numpy(), labels[split]) and len(found.classes) == (2 if kind == "pneumonia" else 10)
     assert len(server.asked) == len(files) == len(set(server.asked))
     assert [row["ok"] for row in check(kind)] == [True] and "no digests" not in check(kind)[0]["detail"]
     left = sorted(path.name for path in (tmp_path / "data").rglob("*") if path.is_file() and path.suffix != ".npy")
@@ -459,6 +459,54 @@ def test_malicious_or_damaged_zip(evil, server, monkeypatch, tmp_path):
     with pytest.raises(DataError) as caught:
         load("celeba", root=tmp_path / "deep" / "data")
     assert caught.value.exit_code == 3 and not list(tmp_path.rglob("*outside*")) and not list(tmp_path.rglob("meta.json"))
+
+
+def pneumonia_with(*, without=(), extra=(), **other) -> bytes:
+    "The X-ray archive of `formats`, some arrays replaced or left out, further members at its end."
+    with zipfile.ZipFile(io.BytesIO(formats.make("pneumonia")[0]["pneumoniamnist.npz"])) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist() if info.filename not in without}
+    for key, value in other.items():
+        file = io.BytesIO()
+        np.save(file, value, allow_pickle=True)
+        members[f"{key}.npy"] = file.getvalue()
+    return formats.zipped(*members.items(), *extra)
+
+
+ZEROS = np.zeros((9, 28, 28), np.uint8)
+BAD_XRAYS = {
+    "pickles": (lambda marker: pneumonia_with(train_labels=np.array([[Trap(marker)]] * 9, object)), "holds object"),
+    "parent": (lambda marker: pneumonia_with(extra=[("../outside.npy", b"x")]), "not the official archive"),
+    "link": (lambda marker: pneumonia_with(extra=[(special("train_masks.npy", stat.S_IFLNK), b"/etc/passwd")]), "not the official archive"),
+    "bomb": (lambda marker: pneumonia_with(train_images=np.zeros((30_000, 28, 28), np.uint8)), "expected 1 to 16,777,216"),
+    "too few": (lambda marker: pneumonia_with(train_images=ZEROS[:8]), r"uint8 \(8, 28, 28\).*expected uint8 \(9, 28, 28\)"),
+    "floats": (lambda marker: pneumonia_with(train_images=ZEROS / 255), "holds float64"),
+    "turned": (lambda marker: pneumonia_with(train_images=np.asfortranarray(ZEROS)), "not the official archive"),
+    "cut": (lambda marker: pneumonia_with(without=["val_images.npy"], extra=[("val_images.npy", b"\x93NUMPY\1\0")]), "is no array"),
+    "no array": (lambda marker: pneumonia_with(without=["val_images.npy"], extra=[("val_images.npy", b"hello")]), "is no array"),
+    "short": (lambda marker: pneumonia_with(without=["test_labels.npy"],
+                                            extra=[("test_labels.npy", header_of((4, 1)) + b"\0")]), "and 1 bytes"),
+    "missing": (lambda marker: pneumonia_with(without=["test_labels.npy"]), "test_labels.npy has no bytes"),
+    "labels": (lambda marker: pneumonia_with(train_labels=np.full((9, 1), 7, np.uint8)), "labels from 7 to 7"),
+    "no zip": (lambda marker: b"not even a zip", "damaged"),
+}  # fmt: skip
+
+
+def header_of(shape) -> bytes:
+    "The first bytes of a saved uint8 array."
+    file = io.BytesIO()
+    np.save(file, np.zeros(shape, np.uint8))
+    return file.getvalue()[: -int(np.prod(shape))]
+
+
+@pytest.mark.parametrize("bad", BAD_XRAYS)
+def test_bad_xray_archives(bad, server, monkeypatch, tmp_path):
+    make, message = BAD_XRAYS[bad]
+    content = make(tmp_path / "marker")
+    announce("pneumonia", server, monkeypatch, files={"pneumoniamnist.npz": content})  # the digest is right: the archive itself is bad
+    with pytest.raises(DataError, match=message) as caught:
+        load("pneumonia", root=tmp_path / "deep" / "data")
+    assert caught.value.exit_code == 3 and not list(tmp_path.rglob("*outside*")) and not (tmp_path / "marker").exists()
+    assert bad == "labels" or not list(tmp_path.rglob("meta.json"))
 
 
 IDX = gzip.decompress(formats.idx(np.zeros((30, 28, 28))))
@@ -750,7 +798,7 @@ def test_resize_against_pillow_and_in_chunks():
 
 def test_tables(toy):
     table = datasets()
-    names = "mnist5k digits mnist fashion_mnist cifar10 stl10 celeba pokemon movielens toy"
+    names = "mnist5k digits mnist fashion_mnist cifar10 stl10 celeba pneumonia pokemon movielens toy"
     assert [row["name"] for row in table] == names.split()
     rows = {row["name"]: row for row in table}
     assert rows["mnist5k"]["present"] and not rows["mnist"]["present"] and rows["toy"]["images"] == "train 6, test 2"
@@ -762,7 +810,8 @@ def test_tables(toy):
 
 def test_official_addresses():
     files = {name: source.files() for name, source in data.SOURCES.items() if source.kind == "download"}
-    assert {name: len(found) for name, found in files.items()} == {"mnist": 4, "fashion_mnist": 4, "cifar10": 1, "stl10": 1, "celeba": 5}
+    counts = {"mnist": 4, "fashion_mnist": 4, "cifar10": 1, "stl10": 1, "celeba": 5, "pneumonia": 1}
+    assert {name: len(found) for name, found in files.items()} == counts
     for file in (file for found in files.values() for file in found):
         assert len(file.md5) == 32 and all(url.startswith(("http://", "https://")) for url in file.urls) and file.urls
     assert ("train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873") in [file[:2] for file in files["mnist"]]
@@ -773,7 +822,7 @@ def test_official_addresses():
 
 @pytest.mark.parametrize(("name", "shape", "classes"), [
     ("mnist", (1, 28, 28), 10), ("fashion_mnist", (1, 28, 28), 10), ("cifar10", (3, 32, 32), 10), ("stl10", (3, 96, 96), 10),
-    ("celeba", None, 0), ("pokemon", None, 18),
+    ("celeba", None, 0), ("pokemon", None, 18), ("pneumonia", (1, 28, 28), 2),
 ])  # fmt: skip
 def test_laid_out_sets(name, shape, classes):
     if not LAID_OUT or not (Path(LAID_OUT) / name / "meta.json").is_file():
