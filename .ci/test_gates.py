@@ -149,6 +149,12 @@ def test_the_wheel_works_in_an_empty_environment(tmp_path):
     assert all(path.stem in listed for path in EXPERIMENTS)
     call(scripts / "ae-course", "run", "code_size", "--preset", "smoke", cwd=elsewhere)
     assert list((elsewhere / "runs" / "code_size").glob("*/result.json"))
+    call(scripts / "ae-course", "report", cwd=elsewhere)
+    assert "<table" in (elsewhere / "runs" / "report.html").read_text(encoding="utf-8")
+    call(scripts / "ae-course", "start", "mine", "10_linear", cwd=elsewhere)
+    assert "not solved yet" in (elsewhere / "mine" / "10_linear.ipynb").read_text(encoding="utf-8")
+    assert "def linear_error" in call(scripts / "ae-course", "solution", "10.1", cwd=elsewhere)
+    assert "supported" in call(scripts / "ae-course", "claims", "L2", cwd=elsewhere).lower()
     assert (
         call(scripts / "python", "-c", "import ae_course.lab; print(ae_course.lab.course_root())", cwd=elsewhere)
         .strip()
