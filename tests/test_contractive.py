@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from ae_course.autoencoder import Autoencoder, load_model, mlp, save_model
 from ae_course.base import BadArgument
+from ae_course.checks import NotRight, check
 from ae_course.contractive import (
     ContractiveAutoencoder,
     bumps,
@@ -290,3 +291,28 @@ def test_bumps_and_their_tangents():
     step = 1e-6 * torch.tensor([1.0, 0.0], dtype=torch.float64)
     by_difference = (bumps(centre + step) - bumps(centre - step)).flatten(1) / 2e-6
     assert_close(jacobians(bumps, centre)[:, :, 0], by_difference, rtol=1e-5, atol=1e-8)
+
+
+# ---------------------------------------------------------------- exercises: each planted mistake gets the message made for it
+
+
+def draws(j, error, spread=lambda a: 2 * (a.square().sum() - a.diagonal().square().sum())):
+    a = j @ j.T
+    return max(1, math.ceil((spread(a) / (error * a.trace()) ** 2).item()))
+
+
+@pytest.mark.parametrize(("number", "answers", "said"), [
+    ("22.1", [lambda w, z: (z * (1 - z)).square() @ w.square().sum(1)], "sigmoid's slope"),
+    ("22.1", [lambda w, z: (1 - torch.exp(-z)) @ w.square().sum(1)], "slope has to be squared"),
+    ("22.1", [lambda w, z: ((1 - torch.exp(-z)).square() * w.square().sum(1)).mean(1)], "mean over units"),
+    ("22.2", [lambda r, p, c: r + p / c, lambda r, p: r], "a sum of squares"),
+    ("22.2", [lambda r, p, c: r + p * c**2, lambda r, p: r], "divided by c, not multiplied"),
+    ("22.2", [lambda r, p, c: r + p / c**2, lambda r, p: r + p], "the loss at c = 1"),
+    ("22.3", [lambda j, e: draws(j, e, lambda a: 2 * a.square().sum())], "Gaussian"),
+    ("22.3", [lambda j, e: draws(j.T, e)], "k rows"),
+    ("22.4", [lambda j, n: torch.linalg.svd(j).Vh[:n]], "reacts most"),
+    ("22.4", [lambda j, n: torch.eye(j.shape[1], dtype=j.dtype)[-n:]], "still reacts"),
+])  # fmt: skip
+def test_a_planted_mistake_gets_its_own_message(number, answers, said):
+    with pytest.raises(NotRight, match=said):
+        check(number, *answers)
