@@ -41,10 +41,11 @@ perturbation: float = 0.01  # above 0: standard deviation of the noise that meas
 epochs: int = 20  # at least 1: passes over the training images
 batch_size: int = 128  # at least 1: images a step
 lr: float = 0.01  # above 0: Adam's learning rate
+untied_lr: float = 0.003  # above 0: the same for networks with a decoder of their own, whose units saturate at higher ones
 bump_epochs: int = 60  # at least 1: passes over the 1,000 bumps
 optimizer_images: int = 1000  # at least 2: images in the study of optimisers
 lbfgs_epochs: int = 9  # at least 1: epochs of L-BFGS, twenty iterations each; Adam gets as many gradient evaluations
-adam_lrs: list[float] = [0.003, 0.01, 0.03]  # above 0: rates among which full-batch Adam may take the best
+adam_lrs: list[float] = [0.001, 0.003, 0.01, 0.03]  # above 0: rates among which full-batch Adam may take the best
 seed: int = 0  # at least 0: fixes the starts, the order of the images, and all noise
 device: str = "auto"  # one of auto, cpu, cuda, mps: where to train
 threads: int | None = None  # at least 1: processor threads; none takes PyTorch's choice
@@ -103,7 +104,7 @@ for lam in weights:
     trainings[f"weight {lam:g}"] = "weight", "contractive", lam, True, train, usual
 for name, (_, lam) in three.items():
     trainings[f"{name}, tied"] = "robustness", name, lam, True, train, usual
-    trainings[f"{name}, untied"] = "untied", name, lam, False, train, usual
+    trainings[f"{name}, untied"] = "untied", name, lam, False, train, usual | {"lr": untied_lr}
     trainings[f"{name}, bumps"] = "directions", name, lam, True, bump_train, on_bumps
 full = {"batch_size": None, "epochs": None}  # Adam's epochs: the evaluations that L-BFGS has taken
 for name in ("contractive", "dae", "dae, noise drawn once"):
