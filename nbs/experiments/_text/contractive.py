@@ -149,8 +149,8 @@ for label, other in same.items():
 # %%
 rows, x_test = [], test.pixels()
 sample = x_test[:200]
-columns = """study model tied lam noise test_mse train_mse jacobian_norm effective_directions tangent_share code_distance code_change
-    reconstruction_change decoder_norm optimizer lr gradient_evaluations objective objective_seen gradient_variance diverged seconds"""
+columns = """study model tied lam test_mse train_mse jacobian_norm effective_directions tangent_share code_distance code_change
+    reconstruction_change decoder_norm optimizer rate gradient_evaluations objective objective_seen gradient_variance diverged seconds"""
 blank = dict.fromkeys(columns.split())
 
 
@@ -182,15 +182,14 @@ def objective(model, data):
 
 for label, (study, name, lam, tie, _, options) in trainings.items():
     model, row = models[label], {"seed": seed} | blank
-    row |= {"study": study, "model": name, "tied": tie, "lam": lam, "noise": noise if name.startswith("dae") else None,
-            "diverged": ended[label], "seconds": seconds[label]}  # fmt: skip
+    row |= {"study": study, "model": name, "tied": tie, "lam": lam, "diverged": ended[label], "seconds": seconds[label]}
     if study != "optimizer":
         on = (bump_test, bump_train, bump_test, tangents) if study == "directions" else (x_test, train.pixels(), sample)
         rows.append(row | measured(model, *on))
         continue
     kind = options.get("optimizer", "adam" if options["batch_size"] is None else "adam, batches")
     seen = noised_once(gaussian(noise), few, seed) if "once" in name else few
-    row |= {"optimizer": kind, "lr": options.get("lr"), "gradient_evaluations": taken[f"{name}, L-BFGS"],
+    row |= {"optimizer": kind, "rate": options.get("lr"), "gradient_evaluations": taken[f"{name}, L-BFGS"],
             "objective": objective(model, few),
             "objective_seen": objective(model, seen) if "once" in name else None,
             "gradient_variance": None if "once" in name else gradient_variance(model, few.pixels())}  # fmt: skip
