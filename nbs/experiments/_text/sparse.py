@@ -21,7 +21,7 @@
 # Tests two statements. The survey by Bank, Koenigstein and Giryes (*Autoencoders*, Section 2.1, Equations 2 and 3): an $L_1$ price on activations, by its weight $\lambda$, and a divergence of mean activations from a target $p$ make codes sparse. The LMU slides (*Deep Learning*, chapter 8, *Regularized autoencoder*): a
 # regularised autoencoder can be overcomplete and nonlinear and still learn something useful, here: something that a linear probe reads. Lesson [20](../20_sparse.ipynb) explains the penalties and the network, one layer each way; lessons [21](../21_denoising.ipynb) and [22](../22_contractive.ipynb) the denoising and the contractive autoencoder.
 #
-# One row a trained network. Errors are mean squared errors over every pixel of every image. All other measures are of test codes: `l1` is the sum of absolute activations of an image, averaged over images; `mean_activation` is over images and units; `inactive_share` and `dead_share` are the shares of units that are off in a code, and in every code
+# One row a trained network, of `z` codes. Errors are mean squared errors over every pixel of every image. All other measures are of test codes: `l1` is the sum of absolute activations of an image, averaged over images; `mean_activation` is over images and units; `inactive_share` and `dead_share` are the shares of units that are off in a code, and in every code
 # (1% of the root mean square of all activations, or less); `hoyer` is Hoyer's sparsity, averaged over the codes that are not all zero, whose share is `zero_codes`; `probe_accuracy` is that of a logistic regression from training codes to labels. The studies:
 #
 # - `penalty`: ReLU codes and unit columns under each price `lam`; sigmoid codes and free columns under each target `p` (`kl`, weight 1 as in the survey).
@@ -132,7 +132,7 @@ def model_of(study, family, penalty, activation, columns, k, lam, p):
     return SparseAutoencoder(*parts, 1.0 if lam is None else lam, penalty, p, reduction="sum")
 
 
-KEYS = ("study", "model", "penalty", "code_activation", "columns", "latent_dim", "lam", "p")
+KEYS = ("study", "model", "penalty", "code_activation", "columns", "z", "lam", "p")
 plan = [("penalty", "sparse", "l1", "relu", "unit", latent_dim, lam, None) for lam in lams]
 plan += [("penalty", "sparse", "kl", "sigmoid", "free", latent_dim, None, p) for p in targets]
 plan += [("other codes", "sparse", "l1", "sigmoid", "unit", latent_dim, lam, None) for lam in lams]
