@@ -29,8 +29,17 @@ ACTIVATIONS = {
     "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "softplus": nn.Softplus,
 }  # fmt: skip
 
-# %% ../nbs/01_autoencoder.ipynb #bb7f703c
+# %% ../nbs/01_autoencoder.ipynb #56d3db6b
 REGISTRY: dict[str, Callable] = {}
+
+
+def _compiled(thing) -> tuple:
+    "Names, variables and constants of a function, a code object, or a class's methods: equal for equal lines, wherever they stand."
+    if inspect.isclass(thing):
+        return tuple((name, _compiled(value)) for name, value in vars(thing).items() if inspect.isfunction(value))
+    code = thing if inspect.iscode(thing) else inspect.unwrap(thing).__code__
+    constants = tuple(_compiled(c) if inspect.iscode(c) else repr(c) for c in code.co_consts)
+    return code.co_names, code.co_varnames, constants  # not the bytecode: it depends on which imports were compiled along
 
 
 def register(thing: Callable) -> Callable:
@@ -38,11 +47,11 @@ def register(thing: Callable) -> Callable:
 
     A builder's networks remember `{"name", "arguments"}` as `.builder`; a family keeps each argument of its constructor in an attribute
     of that name (scikit-learn's convention). A second, different thing of the same name is refused: a file
-    could then mean either.
+    could then mean either. The same lines, in a lesson and in the module that it exports, are the same thing.
     """
     name, place = thing.__name__, (thing.__module__, thing.__qualname__)
     taken = REGISTRY.get(name)
-    if taken is not None and (taken.__module__, taken.__qualname__) != place:
+    if taken is not None and (taken.__module__, taken.__qualname__) != place and _compiled(taken) != _compiled(thing):
         raise ValueError(f"register: the name {name!r} belongs to {taken.__module__} already; choose another name")
     if inspect.isclass(thing):
         REGISTRY[name] = thing

@@ -179,3 +179,15 @@ def test_a_name_is_registered_once():
     with pytest.raises(ValueError, match="belongs to"):
         register(type("Autoencoder", (nn.Module,), {"__module__": "elsewhere"}))
     assert REGISTRY["Autoencoder"] is Autoencoder
+
+
+def test_the_lines_of_a_lesson_and_of_its_module_are_the_same_thing_and_other_lines_are_not():
+    lines = "@register\ndef twice(width: int = 2):\n    'Two.'\n    return nn.Linear(width, 1), nn.Linear(1, {})"
+    spaces = [{"__name__": name, "register": register, "nn": nn} for name in ("__main__", "a.module", "other")]
+    try:
+        exec(lines.format("width"), spaces[0])
+        exec("import math\n" + lines.format("width"), spaces[1])
+        with pytest.raises(ValueError, match="'twice' belongs to a.module"):
+            exec(lines.format(3), spaces[2])
+    finally:
+        del REGISTRY["twice"]
