@@ -6,7 +6,7 @@
 __all__ = ['SLOPES', 'jacobians', 'closed_norm', 'exact_norm', 'hutchinson_norm', 'tied', 'ContractiveAutoencoder',
            'effective_directions', 'tangent_share', 'spread', 'Change', 'sensitivity', 'gradient_variance', 'bumps']
 
-# %% ../nbs/22_contractive.ipynb #ab819f19
+# %% ../nbs/22_contractive.ipynb #18f3d24d
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .autoencoder import ACTIVATIONS, Autoencoder, register
-from .base import BadArgument, check_choice, check_size
+from .base import BadArgument, check_choice, check_number, check_size
 from .linear import TiedDecoder
 
 # %% ../nbs/22_contractive.ipynb #f610e568
@@ -120,7 +120,7 @@ def tied(shape: tuple[int, ...] = (1, 28, 28), latent_dim: int = 144, code_activ
     encoder = nn.Sequential(nn.Flatten(), layer, ACTIVATIONS[code_activation]())
     return encoder, nn.Sequential(TiedDecoder(layer, bias=True), ACTIVATIONS[output](), nn.Unflatten(1, tuple(shape)))
 
-# %% ../nbs/22_contractive.ipynb #e13183df
+# %% ../nbs/22_contractive.ipynb #e2a65312
 @register
 class ContractiveAutoencoder(Autoencoder):
     """An autoencoder with the squared norm of its encoder's Jacobian as a penalty (22.2).
@@ -135,10 +135,8 @@ class ContractiveAutoencoder(Autoencoder):
     def __init__(self, encoder: nn.Module, decoder: nn.Module, weight: float, penalty: str = "closed", draws: int = 1,
                  reconstruction: str = "mse", reduction: str = "mean", sigma: float = 1.0):  # fmt: skip
         super().__init__(encoder, decoder, reconstruction, reduction, sigma)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise BadArgument(f"weight: got {weight!r}, expected a finite number of at least 0")
         check_choice("penalty", penalty, self.PENALTIES)
-        self.weight, self.penalty, self.draws = weight, penalty, check_size("draws", draws)
+        self.weight, self.penalty, self.draws = check_number("weight", weight), penalty, check_size("draws", draws)
         if penalty != "hutchinson":  # what cannot be computed is refused here, not in the first step
             (_single if penalty == "closed" else _perceptron)(encoder)
 

@@ -8,7 +8,7 @@ __all__ = ['CORRUPTIONS', 'EXACT', 'MANIFOLDS', 'Corruption', 'corruption', 'as_
            'linear_denoiser', 'posterior_mean', 'log_density', 'score', 'manifold', 'nearest', 'vector_field',
            'angle_between']
 
-# %% ../nbs/21_denoising.ipynb #ba4aadf0
+# %% ../nbs/21_denoising.ipynb #c1940e28
 import inspect
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder, register
-from .base import BadArgument, UnknownName, check_choice, check_size
+from .base import BadArgument, UnknownName, check_choice, check_number, check_size
 from .data import DataError, Images
 from .linear import PCA
 from .metrics import psnr
@@ -82,39 +82,32 @@ def as_corruption(description) -> Corruption:
     bound.arguments.update(settings)
     return CORRUPTIONS[kind](*bound.args, **bound.kwargs)
 
-# %% ../nbs/21_denoising.ipynb #d8bb68a9
-def _check_number(name: str, value, high: float = math.inf) -> None:
-    "Nothing if `value` is a finite number from 0 to `high`, else BadArgument."
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high or value == math.inf:
-        allowed = "a finite number of at least 0" if high == math.inf else f"a number from 0 to {high:g}"
-        raise BadArgument(f"{name}: got {value!r}, expected {allowed}")
-
-
+# %% ../nbs/21_denoising.ipynb #7cc5478a
 @corruption
 def gaussian(sigma: float):
     "Adds N(0, sigma^2) to every value (21.2); the survey's Equation 4."
-    _check_number("sigma", sigma)
+    check_number("sigma", sigma)
     return lambda x, generator: torch.empty_like(x).normal_(0, sigma, generator=generator).add_(x)
 
-# %% ../nbs/21_denoising.ipynb #744d136f
+# %% ../nbs/21_denoising.ipynb #86b98b27
 @corruption
 def uniform(width: float):
     "Adds U(-width, width) to every value (21.3), as the slides do; its variance is width^2 / 3."
-    _check_number("width", width)
+    check_number("width", width)
     return lambda x, generator: torch.empty_like(x).uniform_(-width, width, generator=generator).add_(x)
 
-# %% ../nbs/21_denoising.ipynb #11cdbbac
+# %% ../nbs/21_denoising.ipynb #9e947aee
 @corruption
 def erase(keep: float):
     "Sets every value to 0 with probability 1 - keep (21.4): `keep` is the survey's p in its Equation 5. What is kept is not rescaled."
-    _check_number("keep", keep, 1)
+    check_number("keep", keep, 1)
     return lambda x, generator: torch.empty_like(x).uniform_(generator=generator).lt_(keep).mul_(x)
 
-# %% ../nbs/21_denoising.ipynb #e0d0ae3f
+# %% ../nbs/21_denoising.ipynb #1cc7d7e0
 @corruption
 def salt_and_pepper(share: float):
     "Replaces a `share` of the values (each with that probability), half of them by 0 and half by 1."
-    _check_number("share", share, 1)
+    check_number("share", share, 1)
 
     def draw(x, generator):
         u = torch.empty_like(x).uniform_(generator=generator)
@@ -204,11 +197,11 @@ def denoising_gain(model: Callable, x, corruption: Corruption, seed: int = 0) ->
     values = {name: psnr(shown[None], x[None]).item() for name, shown in values.items()}
     return values | {"psnr_gain": values["psnr_out"] - values["psnr_in"]}
 
-# %% ../nbs/21_denoising.ipynb #19b3952d
+# %% ../nbs/21_denoising.ipynb #6428ef87
 def linear_denoiser(data: Tensor, variance: float) -> Callable[[Tensor], Tensor]:
     """The best linear denoiser (21.5) of additive noise of that `variance` in each value, fitted to `data` (N, ...): in PCA's basis each
     coefficient shrinks by lambda / (lambda + variance), lambda with 1 / N. A function of x (M, ...)."""
-    _check_number("variance", variance)
+    check_number("variance", variance)
     flat = data.flatten(1).double()
     pca = PCA(min(flat.shape)).fit(flat)
     eigenvalues = pca.explained_variance * (len(flat) - 1) / len(flat)

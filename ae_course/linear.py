@@ -6,14 +6,14 @@
 __all__ = ['PCA', 'linear_mse', 'best_decoder', 'best_encoder', 'challengers', 'principal_angles', 'TiedDecoder', 'linear',
            'LinearAutoencoder', 'recovered_components', 'component_angles']
 
-# %% ../nbs/10_linear.ipynb #d4451651
+# %% ../nbs/10_linear.ipynb #0e994e88
 import math
 
 import torch
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder, register
-from .base import BadArgument, check_size
+from .base import BadArgument, check_number, check_size
 
 # %% ../nbs/10_linear.ipynb #750ac41d
 def _matrix(x: Tensor, d: int | None = None) -> Tensor:
@@ -161,7 +161,7 @@ def linear(shape: tuple[int, ...] = (1, 28, 28), latent_dim: int = 16, tied: boo
                 up.bias.zero_()
     return nn.Sequential(nn.Flatten(), down), nn.Sequential(up, nn.Unflatten(1, tuple(shape)))
 
-# %% ../nbs/10_linear.ipynb #50e02173
+# %% ../nbs/10_linear.ipynb #e7401aa0
 @register
 class LinearAutoencoder(Autoencoder):
     """x_hat = D E x (+ bias) with squared error, from the builder `linear`.
@@ -172,8 +172,7 @@ class LinearAutoencoder(Autoencoder):
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, l2: float = 0.0, reduction: str = "mean"):
         super().__init__(encoder, decoder, "mse", reduction)
-        if isinstance(l2, bool) or not isinstance(l2, int | float) or not 0 <= l2 < math.inf:
-            raise BadArgument(f"l2: got {l2!r}, expected a finite number of at least 0")
+        check_number("l2", l2)
         if (getattr(encoder, "builder", None) or {}).get("name") != "linear":
             raise BadArgument("LinearAutoencoder: got networks of another builder, expected those of linear(shape, latent_dim, ...)")
         self.l2 = l2

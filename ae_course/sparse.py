@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EPS', 'PENALTIES', 'l1_penalty', 'kl_bernoulli', 'kl_exponential', 'SparseAutoencoder', 'UnitColumns', 'dictionary']
 
-# %% ../nbs/20_sparse.ipynb #3e3b2136
+# %% ../nbs/20_sparse.ipynb #44b36b23
 import math
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .autoencoder import ACTIVATIONS, Autoencoder, register
-from .base import BadArgument, check_choice, check_size
+from .base import BadArgument, check_choice, check_number, check_size
 from .linear import TiedDecoder
 
 # %% ../nbs/20_sparse.ipynb #652df6f0
@@ -61,7 +61,7 @@ def _last_layer(encoder: nn.Module) -> nn.Module | None:
 def _number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
-# %% ../nbs/20_sparse.ipynb #3a6cb868
+# %% ../nbs/20_sparse.ipynb #119d7588
 @register
 class SparseAutoencoder(Autoencoder):
     """An autoencoder with `weight` times a sparsity penalty on the codes `encode(x)`.
@@ -79,8 +79,6 @@ class SparseAutoencoder(Autoencoder):
     ):  # fmt: skip
         super().__init__(encoder, decoder, reconstruction, reduction, sigma)
         check_choice("penalty", penalty, PENALTIES)
-        if not _number(weight) or weight < 0:
-            raise BadArgument(f"weight: got {weight!r}, expected a finite number of at least 0")
         _, ends, allowed = PENALTIES[penalty]
         fits = target is None if penalty == "l1" else _number(target) and 0 < target < (1 if penalty == "kl" else math.inf)
         if not fits:
@@ -92,7 +90,7 @@ class SparseAutoencoder(Autoencoder):
             raise BadArgument(f"penalty: got {penalty!r} for an encoder that ends in {type(last).__name__}, expected {names}: {why}; "
                               "end the encoder in such a layer (code_activation=...), or take another penalty: l1 (any code), "
                               "kl (sigmoid), kl_exponential (ReLU, softplus)")  # fmt: skip
-        self.weight, self.penalty, self.target = weight, penalty, target
+        self.weight, self.penalty, self.target = check_number("weight", weight), penalty, target
 
     def sparsity(self, z: Tensor) -> Tensor:
         "The penalty of codes `z` (N, ...), without its weight; in 32 bits at least."

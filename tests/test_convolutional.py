@@ -31,15 +31,6 @@ from ae_course.training import evaluate, fit, seeded
 WAYS = [(down, up) for down in ("stride", "pool") for up in ("transpose", "upsample")]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    "The tests run side by side; threads of their own would only be in each other's way."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def rand(*shape, seed=0, dtype=torch.float64):
     return torch.rand(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 

@@ -41,15 +41,6 @@ from ae_course.training import evaluate, fit, seeded
 EVERY = [gaussian(0.3), uniform(0.5), erase(0.7), salt_and_pepper(0.2), erase_block(3), compose(gaussian(0.1), erase(0.5))]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    "The tests run side by side; threads of their own would only be in each other's way."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def draws(seed=0):
     return torch.Generator().manual_seed(seed)
 

@@ -16,15 +16,6 @@ from ae_course.sparse import EPS, SparseAutoencoder, dictionary, kl_bernoulli, k
 from ae_course.training import evaluate, fit, seeded
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    "The tests run side by side; threads of their own would only be in each other's way."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def normal(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 

@@ -29,15 +29,6 @@ from ae_course.training import evaluate, fit, seeded
 CPU = {"device": "cpu", "progress": False}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    "The tests run side by side; threads of their own would only be in each other's way."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def pictures(n=60, side=8, seed=0):
     "Random images with labels: a bright half, left or right."
     draw = torch.Generator().manual_seed(seed)
