@@ -11,10 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-LESSONS = sorted((ROOT / "nbs").glob("*.ipynb"))
-EXPERIMENTS = sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
-SCRIPTS = Path(sys.executable).parent
+sys.path.insert(0, str(Path(__file__).parent))
+from site_pages import EXPERIMENTS, LESSONS, ROOT, SCRIPTS, execute, for_smalldocs, pages  # noqa: E402
 
 
 def call(*command, cwd=ROOT, **env):
@@ -35,25 +33,43 @@ def tracked():
     return [ROOT / name for name in call("git", "ls-files").splitlines() if (ROOT / name).is_file()]
 
 
-@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
-def test_lesson_runs_alone_from_a_fresh_kernel_and_every_stub_stops_at_its_check(path, tmp_path):
-    "Both versions of a lesson in one pass: before each solution stands the student's stub, and the check that must stop it."
+@pytest.fixture(scope="session")
+def executed(tmp_path_factory):
+    """A lesson, executed once for whoever asks first, in whichever of pytest's processes: both versions in one pass. Before each solution
+    stands the student's stub, and the check that must stop it; both are marked `stub`."""
     import nbformat
-    from nbclient import NotebookClient
+    from filelock import FileLock
 
     from ae_course.checks import exercises
 
-    folder = tmp_path / "lesson with spaces"
-    folder.mkdir()
-    os.environ.update(OMP_NUM_THREADS="1", AE_COURSE_DATA=str(tmp_path / "no data"))
-    book, stops, code = nbformat.read(path, as_version=4), {}, nbformat.v4.new_code_cell
-    for e in reversed(exercises(path)):
-        stops[e] = code(book.cells[e.call_cell].source, metadata={"tags": ["raises-exception"]})
-        book.cells[e.answer_cell : e.answer_cell] = [code(e.stub), stops[e]]
-    NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
-    assert not list(folder.iterdir()), "a lesson leaves no file behind"
-    for e, cell in stops.items():
-        (error,) = [output for output in cell.outputs if output.output_type == "error"]
+    shared = tmp_path_factory.getbasetemp()
+    shared = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "executed"
+    shared.mkdir(exist_ok=True)
+
+    def run(path):
+        code = nbformat.v4.new_code_cell
+        with FileLock(shared / f"{path.stem}.lock"):
+            if not (shared / path.name).exists():
+                book, folder = nbformat.read(path, as_version=4), shared / f"{path.stem} with spaces"
+                folder.mkdir(exist_ok=True)
+                for e in reversed(exercises(path)):
+                    stop = code(book.cells[e.call_cell].source, metadata={"stub": e.number, "tags": ["raises-exception"]})
+                    book.cells[e.answer_cell : e.answer_cell] = [code(e.stub, metadata={"stub": ""}), stop]
+                execute(book, folder)
+                assert not list(folder.iterdir()), "a lesson leaves no file behind"
+                nbformat.write(book, shared / path.name)
+        return nbformat.read(shared / path.name, as_version=4)
+
+    return run
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_lesson_runs_alone_from_a_fresh_kernel_and_every_stub_stops_at_its_check(path, executed):
+    from ae_course.checks import exercises
+
+    stops = {cell.metadata.stub: cell for cell in executed(path).cells if cell.metadata.get("stub")}
+    for e in exercises(path):
+        (error,) = [output for output in stops[e.number].outputs if output.output_type == "error"]
         assert error.ename == "NotSolved" and e.hint in error.evalue, f"{e.number}: {error.evalue}"
 
 
@@ -113,25 +129,22 @@ def test_readme_and_index_list_every_lesson_and_experiment():
             assert f"({inside})" in index, f"nbs/index.ipynb does not list {inside}"
 
 
-def test_the_site_has_every_page_and_no_broken_link(tmp_path):
-    call(sys.executable, "-c", "from nbdev.serve import proc_nbs\nif __name__ == '__main__': proc_nbs(force=True, n_workers=1)")
-    pages = sorted(p.relative_to(ROOT / "_proc") for p in (ROOT / "_proc").rglob("*.ipynb"))
-    assert pages == sorted(p.relative_to(ROOT / "nbs") for p in [*LESSONS, *EXPERIMENTS])
+def test_the_site_has_every_page_with_its_figures_and_no_broken_link(executed, tmp_path):
+    books = {path: executed(path) for path in LESSONS}
+    figures = {path: sum("image/png" in str(cell.get("outputs")) for cell in book.cells) for path, book in books.items()}
+    for book in books.values():
+        book.cells = [cell for cell in book.cells if "stub" not in cell.metadata]
+    made = pages(books, tmp_path / "nbs")
+    assert made == sorted(p.relative_to(ROOT / "nbs") for p in [*LESSONS, *EXPERIMENTS])
     site = tmp_path / "site"
-    shutil.copytree(ROOT / "_proc", site)
-    for page in site.rglob("*.ipynb"):  # what only Quarto reads
-        page.write_text(re.sub(r'"output-file: [^"]*",?', '"",', page.read_text(encoding="utf-8")), encoding="utf-8")
-    config = (site / "_quarto.yml").read_text(encoding="utf-8")
-    config = "".join(
-        line
-        for line in config.splitlines(keepends=True)
-        if not re.search(r"math-method|keep-md|commonmark|metadata-files|repo-actions|twitter|open-graph", line)
-    )
-    (site / "_quarto.yml").write_text(config, encoding="utf-8")
+    for_smalldocs(site)
     print(call(SCRIPTS / "smalldocs", "check", cwd=site))
     call(SCRIPTS / "smalldocs", "render", cwd=site)
-    html = {p.stem for p in site.rglob("*.html")}
-    assert {p.stem for p in [*LESSONS, *EXPERIMENTS]} <= html
+    html = {p.stem: p.read_text(encoding="utf-8") for p in site.rglob("*.html")}
+    assert {p.stem for p in [*LESSONS, *EXPERIMENTS]} <= set(html)
+    for path, count in figures.items():
+        shown = html[path.stem].count("<img")
+        assert shown >= count, f"{path.stem} draws {count} figures, its page shows {shown}"
     if shutil.which("quarto") is None:
         print("quarto is not installed here: the pages were made by nbdev and checked by smalldocs, not rendered by quarto")
 
