@@ -83,6 +83,37 @@ def test_digits():
     assert all(abs(share - 0.8) < 0.01 for share in counts)
 
 
+def test_shapes_are_the_same_everywhere_and_say_what_they_show():
+    train, test = load("shapes"), load("shapes", "test")
+    assert train.x.shape == (8000, 1, 32, 32) and test.x.shape == (2000, 1, 32, 32) and train.y is None and train.classes == ()
+    for images in (train, test):
+        assert list(images.extras) == list(data.FACTORS)
+        for name, (low, high) in data.FACTORS.items():
+            factor = images.extras[name]
+            assert factor.dtype == torch.float32 and low <= factor.min() < low + 0.01 * (high - low) and high >= factor.max()
+            assert abs(factor.mean().item() - (low + high) / 2) < 0.03 * (high - low)
+    together = torch.corrcoef(torch.stack(list(train.extras.values()))) - torch.eye(5)
+    assert together.abs().max() < 0.04  # independent: at most three or four standard errors of 8,000 pairs
+    some = train.extras["x"][0], train.extras["shade"][-1], test.extras["angle"][7]
+    assert [round(v.item(), 4) for v in some] == [0.5195, 0.9311, 74.3446]
+    x = test.pixels(dtype=torch.float64)[:, 0]
+    at = torch.arange(32, dtype=torch.float64) + 0.5
+    assert ((x.sum(1) @ at) / x.sum((1, 2)) / 32 - test.extras["x"]).abs().max() < 3e-3
+    assert ((x.sum(2) @ at) / x.sum((1, 2)) / 32 - test.extras["y"]).abs().max() < 3e-3
+    assert (x.amax((1, 2)) - test.extras["shade"]).abs().max() < 1 / 255  # the middle is covered wholly
+    few = load("shapes", limit=10, size=16)
+    assert few.x.shape == (10, 1, 16, 16) and torch.equal(few.extras["size"], train.extras["size"][:10])
+
+
+def test_a_shape_moves_and_turns_as_its_factors_say():
+    one = {"x": 0.5, "y": 0.5, "size": 0.4, "angle": 30.0, "shade": 0.8}
+    draw = lambda **change: data.draw_shapes({name: np.array([value]) for name, value in (one | change).items()})[0]
+    assert np.allclose(np.roll(draw(), 3, 1), draw(x=0.5 + 3 / 32)) and np.allclose(np.roll(draw(), -2, 0), draw(y=0.5 - 2 / 32))
+    assert np.allclose(draw(angle=0).T, draw(angle=90))
+    assert np.allclose(np.rot90(draw(), -1), draw(angle=120), atol=1e-12)  # clockwise on the screen
+    assert np.allclose(draw(shade=0.4), draw() / 2) and abs(draw(angle=0).sum() / (0.8 * 32 * 32 * 0.4 * 0.2) - 1) < 0.02
+
+
 # Images
 
 
@@ -798,14 +829,14 @@ def test_resize_against_pillow_and_in_chunks():
 
 def test_tables(toy):
     table = datasets()
-    names = "mnist5k digits mnist fashion_mnist cifar10 stl10 celeba pneumonia pokemon movielens toy"
+    names = "mnist5k digits shapes mnist fashion_mnist cifar10 stl10 celeba pneumonia pokemon movielens toy"
     assert [row["name"] for row in table] == names.split()
     rows = {row["name"]: row for row in table}
     assert rows["mnist5k"]["present"] and not rows["mnist"]["present"] and rows["toy"]["images"] == "train 6, test 2"
     assert rows["celeba"]["shape"] == "3x218x178" and rows["toy"]["shape"] == "3x5x4" and rows["toy"]["classes"] == 2
     assert len(repr(table).splitlines()) == len(table) + 1 and table._repr_html_().count("<tr>") == len(table) + 1
     assert repr(data.Table()) == "(no rows)"
-    assert get("mnist5k").is_dir() and get("digits").is_dir()
+    assert get("mnist5k").is_dir() and get("digits").is_dir() and get("shapes").is_dir()
 
 
 def test_official_addresses():
