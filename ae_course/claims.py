@@ -9,8 +9,8 @@ __all__ = ['LEVEL', 'RELATIONS', 'TAKES', 'ALONG', 'POSITIVE', 'KEYS', 'RULES', 
            'rule_value', 'rule_difference', 'rule_ratio', 'rule_equivalent', 'rule_monotone', 'rule_contrast', 'joined',
            'rule_all_of', 'rule_any_of', 'rule_for_each', 'apply', 'quantity_in_words', 'rule_in_words', 'check_keys',
            'check_rule', 'check_quantity', 'Claim', 'ledger_file', 'read_ledger', 'tables_root', 'read_table',
-           'columns_of', 'scales', 'by_device', 'scale_of', 'scale_in_words', 'Verdict', 'verdict', 'verdicts',
-           'reproduce', 'as_lines', 'in_full', 'escaped', 'as_markdown', 'show_claims', 'add_commands']
+           'columns_of', 'scales', 'filters', 'by_device', 'scale_of', 'scale_in_words', 'Verdict', 'verdict',
+           'verdicts', 'reproduce', 'as_lines', 'in_full', 'escaped', 'as_markdown', 'show_claims', 'add_commands']
 
 # %% ../nbs/91_claims.ipynb #d8c7463b
 import csv
@@ -596,7 +596,7 @@ def read_table(name: str, folder: str | Path | None = None) -> list[dict]:
         raise TableError(f"{path.name}: expected a header with 'seed' and rows of its length; {mend}")
     return rows
 
-# %% ../nbs/91_claims.ipynb #a7f7fdbe
+# %% ../nbs/91_claims.ipynb #1b3bba54
 def columns_of(rule) -> set[str]:
     "Every column that a rule names."
     if isinstance(rule, list):
@@ -618,6 +618,18 @@ def scales(claim: Claim, rows: list[dict]) -> list[list[dict]]:
     for row in rows:
         groups.setdefault(tuple(row[name] for name in names), []).append(row)
     return [part for group in groups.values() for part in by_device(group)]
+
+
+def filters(rule, outer: dict | None = None) -> list[dict]:
+    "Which rows each of a rule's numbers is taken from: the filters that stand around it, in one dictionary."
+    if isinstance(rule, list):
+        return [found for part in rule for found in filters(part, outer)]
+    if not isinstance(rule, dict):
+        return []
+    here = (outer or {}) | (rule.get("where") or {})
+    if isinstance(rule.get("column"), str) and "of" not in rule:
+        return [here]
+    return [found for key, part in rule.items() if key not in ("where", "terms") for found in filters(part, here)]
 
 
 def by_device(rows: list[dict]) -> list[list[dict]]:
@@ -645,7 +657,7 @@ def scale_in_words(scale: dict) -> str:
     seeds = f"seed{'s' * (len(scale['seeds']) != 1)} {', '.join(scale['seeds'])}"
     return f"{scale['preset']}: {scale['dataset']}, {scale['images']}, {scale['epochs']}, {seeds}, {scale['device']}"
 
-# %% ../nbs/91_claims.ipynb #3cdcaf3c
+# %% ../nbs/91_claims.ipynb #1f372a01
 @dataclass(frozen=True)
 class Verdict:
     "A claim at one scale: 'supported', 'contradicted', 'undecided' or 'no data', what was found, where, and why it is not more."
@@ -696,8 +708,11 @@ def verdict(claim: Claim, rows: list[dict]) -> list[Verdict]:
         rows = [row for row in rows if all(matches(row[key], wanted) for key, wanted in claim.scope.items())]
         if not rows:
             return [Verdict(claim, "no data", reasons=(f"the table has no row with {in_words(claim.scope)}",))]
-        found, lacking = [], []
-        for part in scales(claim, rows):
+        found, lacking, parts = [], [], scales(claim, rows)
+        asked = [where for where in filters(claim.rule) if where]  # a table may hold other studies, at scales of their own
+        passes = lambda row, where: all(matches(row[key], wanted) for key, wanted in where.items())
+        fits = lambda part: not asked or any(passes(row, where) for where in asked for row in part)
+        for part in [part for part in parts if fits(part)] or parts:
             try:
                 found.append(_decide(claim, part))
             except TableError as error:
