@@ -10,8 +10,8 @@ __all__ = ['log', 'FACTORS', 'SUFFIXES', 'FOLDER_SPLITS', 'SEVENTY', 'DIGITS', '
            'read_idx', 'Bounded', 'refuse_member', 'tar_members', 'zip_reader', 'read_mnist', 'read_cifar10',
            'read_stl10', 'read_table', 'read_celeba', 'read_pneumonia', 'read_pokedex', 'read_pokemon', 'File',
            'torchvision_files', 'cifar10_files', 'pneumonia_files', 'Source', 'download', 'digest_of', 'set_aside',
-           'obtain', 'only_one', 'on_disk', 'build', 'find', 'get', 'Variant', 'splits_of', 'choose', 'to_tensor',
-           'open_named', 'load', 'Table', 'sets_on_disk', 'datasets', 'check']
+           'obtain', 'only_one', 'on_disk', 'build', 'is_plain', 'find', 'get', 'Variant', 'splits_of', 'choose',
+           'to_tensor', 'open_named', 'load', 'Table', 'sets_on_disk', 'datasets', 'check']
 
 # %% ../nbs/00_data.ipynb #c260f90b
 import csv
@@ -782,10 +782,16 @@ def build(name: str, source: Source, folder: Path) -> None:
         (work / file).replace(folder / file)
     shutil.rmtree(work)
 
-# %% ../nbs/00_data.ipynb #94138cb7
+# %% ../nbs/00_data.ipynb #66af7b2e
+def is_plain(name: str) -> bool:
+    "Whether `name` is the name of one folder, not hidden: it cannot lead out of the folder in which it is looked for."
+    return Path(name).name == name and not name.startswith(".") and "\0" not in name and len(os.fsencode(name)) < 256
+
+
 def find(name: str, root=None) -> Path | None:
     "The folder of a whole set in one of `data_roots`, or None."
-    return next((place / name for place in data_roots(root) if (place / name / "meta.json").is_file()), None)
+    places = data_roots(root) if is_plain(name) else []
+    return next((place / name for place in places if (place / name / "meta.json").is_file()), None)
 
 
 def get(name: str, root=None) -> Path:
@@ -885,12 +891,13 @@ def to_tensor(images: np.ndarray, recipe: Variant, size: int | None) -> tuple[Te
         x[start : start + 1000] = cut(start, start + 1000)[0]
     return x, moved
 
-# %% ../nbs/00_data.ipynb #548af435
+# %% ../nbs/00_data.ipynb #0a9495e1
 def open_named(name: str, size: int | None, root) -> tuple[dict[str, np.ndarray], dict]:
     "The arrays and the meta of a set: on disk, from a package, or fetched; or of a folder of pictures (path, or name in `data_roots`)."
     kind = SOURCES[name].kind if name in SOURCES else None
     found = find(name, root) or (get(name, root) if kind in ("download", "folder") else None)
-    folder = None if kind else next((place / name for place in (*data_roots(root), Path()) if (place / name).is_dir()), None)
+    places = [*(data_roots(root) if is_plain(name) else []), Path()]  # a path is the user's own, from here; a name stays where sets are
+    folder = None if kind else next((place / name for place in places if os.path.isdir(place / name)), None)
     if found or folder and (folder / "meta.json").is_file():
         arrays, meta = open_set(found or folder)
     elif kind == "package":
