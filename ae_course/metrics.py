@@ -189,13 +189,17 @@ def mean_correlation(z: Tensor) -> float:
         warnings.warn(f"mean_correlation: {constant} of {k + constant} units are constant and left out", UndefinedMetric, stacklevel=2)
     return ((unit.T @ unit).abs().sum().item() - k) / (k * (k - 1))
 
-# %% ../nbs/05_metrics.ipynb #26e395d1
-def probe_accuracy(z: Tensor, y: Tensor, z_test: Tensor, y_test: Tensor, C: float = 1.0) -> float:
+# %% ../nbs/05_metrics.ipynb #e5308aa5
+def probe_accuracy(z: Tensor, y: Tensor | None, z_test: Tensor, y_test: Tensor | None, C: float = 1.0) -> float:
     """Share of test codes whose label a logistic regression on the training codes gets right (5.8).
 
     Codes (N, k) and (M, k), labels (N,) and (M,). Units are standardised by the training codes; `C` is scikit-learn's inverse
-    strength of the L2 penalty. ValueError for labels that do not fit their codes, and for training labels of one class only.
+    strength of the L2 penalty. ValueError for labels that do not fit their codes, and for training labels of one class only;
+    nan with a warning where there are no labels (None).
     """
+    if y is None or y_test is None:
+        _undefined("probe_accuracy: skipped: no labels")
+        return math.nan
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
