@@ -74,13 +74,14 @@ class Busy(RuntimeError):
 
     exit_code = 5
 
-# %% ../nbs/90_lab.ipynb #8e55c6a5
+# %% ../nbs/90_lab.ipynb #32cc2448
 def outcome(error: BaseException) -> tuple[str, int]:
     "(state, exit code) of a run that `error` ended."
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     full = getattr(error, "errno", None) in (errno.ENOSPC, getattr(errno, "EDQUOT", None)) or "No space left on device" in str(error)
-    if full or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    no_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    if full or no_memory:
         return "failed", 7
     code = getattr(error, "exit_code", 1)
     return ("diverged" if code == 6 else "failed"), (code if isinstance(code, int) else 1)
@@ -616,7 +617,7 @@ class StagedRun(RunFolder):
             self.display.show(progress_line(entry))
         self.heed_stop()
 
-# %% ../nbs/90_lab.ipynb #e41bf722
+# %% ../nbs/90_lab.ipynb #83f44b48
 OWN = ("params.json", "status.json", "result.json", "result.previous.json", "log.jsonl", "notebook.ipynb", "lock", "writer.lock", "stop",
        "checkpoints", "figures")  # fmt: skip
 
@@ -628,6 +629,8 @@ class Run(StagedRun):
         "A place for a file in the run folder; ValueError for a name that leaves it or is the lab's own."
         if name in OWN or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9=_.-]*", name):
             raise ValueError(f"file name: got {name!r}, expected letters, digits, '=', '_', '.', '-', and none of {', '.join(OWN)}")
+        if (self.folder / name).is_symlink():
+            raise ValueError(f"file name: got {name!r}, a link to {os.readlink(self.folder / name)}; expected no link; remove it")
         return self.folder / name
 
     def save(self, figure, name: str) -> Path:
@@ -651,7 +654,7 @@ class Run(StagedRun):
         if self.engine != "plain":  # there the launcher prints it, here it stands in the notebook
             print(table(rows))
         if not self.engine:
-            print(f"done in {self.status['seconds']:.0f} s: {self.folder}")
+            print(f"done in {self.status['seconds']:.0f} s on {environment(self.name, self.parameters)['device']}: {self.folder}")
 
 # %% ../nbs/90_lab.ipynb #cefd7819
 def given(namespace: dict, parameters: dict[str, Parameter]) -> dict:
@@ -907,13 +910,13 @@ def verdict(folder: Path, asked: list[int], said: str) -> dict:
         write_json(folder / "status.json", status)
     return status
 
-# %% ../nbs/90_lab.ipynb #d2d75a4e
+# %% ../nbs/90_lab.ipynb #520fd796
 def tell(name: str, folder: Path, status: dict) -> int:
     "Print how a run ended; returns its exit code."
     result, error = result_of(folder), status.get("error")
     if result:
         print(table(result["rows"]))
-        print(f"{'done' if not error else 'recorded'} in {result['seconds']:.0f} s: {folder}")
+        print(f"{'done' if not error else 'recorded'} in {result['seconds']:.0f} s on {result['environment'].get('device')}: {folder}")
     if error:
         details = folder / ("notebook.ipynb" if status.get("engine") == "papermill" else "status.json")
         print(f"ae-course: {name} {status['state']}: {error['message']}\n  details: {details}", file=sys.stderr)
