@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'REGISTRY', 'RECONSTRUCTIONS', 'register', 'uniform_init', 'mlp', 'squared_error', 'cross_entropy',
            'gaussian_error', 'Autoencoder', 'CheckpointError', 'write_tensors', 'read_tensors', 'describe',
-           'save_model', 'fit_weights', 'load_model']
+           'save_model', 'check_weights', 'fit_weights', 'load_model']
 
-# %% ../nbs/01_autoencoder.ipynb #e2491127
+# %% ../nbs/01_autoencoder.ipynb #32e79895
 import inspect
 import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 
@@ -135,7 +136,7 @@ def gaussian_error(x_hat: Tensor, x: Tensor, sigma: float = 1.0) -> Tensor:
 
 RECONSTRUCTIONS = {"mse": squared_error, "bce": cross_entropy, "gaussian": gaussian_error}
 
-# %% ../nbs/01_autoencoder.ipynb #8196b33c
+# %% ../nbs/01_autoencoder.ipynb #1885263d
 @register
 class Autoencoder(nn.Module):
     """`encoder` and `decoder` with a reconstruction loss; the usual base of a family, not a requirement of `fit`.
@@ -187,11 +188,21 @@ class Autoencoder(nn.Module):
         return {"reconstruction": self.per_image(self(shown), x).mean()}
 
     def check_data(self, x: Tensor) -> None:
-        "DataError where values of `x` are outside what the loss is defined for; `fit` calls it once on float data."
-        if self.reconstruction == "bce" and not (x.min() >= 0 and x.max() <= 1):
-            raise DataError(
-                f"binary cross-entropy: got values from {x.min():.4g} to {x.max():.4g}, expected [0, 1]; rescale the data or use 'mse'"
-            )
+        "DataError where shape, type or range of `x` (N, C, H, W) are not what the network was built for, or the loss; `fit` calls it once."
+        built, weight = (getattr(self.encoder, "builder", None) or {}).get("arguments", {}), next(self.encoder.parameters(), x)
+        got, expected = tuple(x.shape[1:]), tuple(built.get("shape", x.shape[1:]))
+        if got != expected:
+            raise DataError(f"data: got images of shape {got}, expected {expected}, for which the network was built")
+        if x.dtype != weight.dtype:
+            raise DataError(f"data: got {x.dtype}, expected {weight.dtype} as the network's weights; pixels(dtype=) and to() convert")
+        for bounded, what, mend in (
+            (self.reconstruction == "bce", "binary cross-entropy", "use 'mse'"),
+            (built.get("output") == "sigmoid", "a decoder that ends in a sigmoid", "build it with output='linear'"),
+        ):
+            if bounded and not (x.min() >= 0 and x.max() <= 1):
+                raise DataError(
+                    f"{what}: got values from {x.min():.4g} to {x.max():.4g}, expected [0, 1]; rescale the data (bytes / 255), or {mend}"
+                )
 
 # %% ../nbs/01_autoencoder.ipynb #a6fc400d
 class CheckpointError(ValueError):
@@ -207,7 +218,7 @@ def write_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], about: di
     plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}  # copies: shared memory is refused
     write_atomic(path, save(plain, metadata={"ae_course": json.dumps(about)}))
 
-# %% ../nbs/01_autoencoder.ipynb #2a6f5893
+# %% ../nbs/01_autoencoder.ipynb #1fd847f2
 def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
     "The tensors and the description in a safetensors file; CheckpointError for anything else. Never unpickles."
     from safetensors import SafetensorError, safe_open
@@ -218,6 +229,8 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("ae_course", "{}"))
+            if not isinstance(about, dict):
+                raise ValueError(f"its description is {about!r:.80}")
             # clones, because a tensor within the file may lie unaligned, and sums over such memory round differently
             return {name: file.get_tensor(name).clone() for name in file.keys()}, about  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
@@ -226,7 +239,7 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
             "save the model again with save_model"
         ) from None
 
-# %% ../nbs/01_autoencoder.ipynb #6a687997
+# %% ../nbs/01_autoencoder.ipynb #0ee92360
 def describe(model: nn.Module) -> dict:
     "What a file says of `model`: registered family and builder with their arguments; None in place of what is not registered."
     family, builder = type(model), getattr(getattr(model, "encoder", None), "builder", None)
@@ -241,20 +254,9 @@ def save_model(model: nn.Module, path: str | os.PathLike) -> None:
     "Weights and buffers of `model` with its description, as safetensors, atomically."
     write_tensors(path, model.state_dict(), describe(model))
 
-
-def _rebuild(about: dict, path) -> nn.Module:
-    "The model that a file's description names, if family and builder are registered; nothing is imported."
-    family, builder = about.get("family"), (about.get("builder") or {}).get("name")
-    if family not in REGISTRY or builder not in REGISTRY:
-        raise CheckpointError(
-            f"{path}: family {family!r} (from {about.get('module')}) with builder {builder!r}, of which at least one is not registered "
-            f"here; import the module that registers it, or pass model=; registered: {', '.join(REGISTRY)}"
-        )
-    return REGISTRY[family](*REGISTRY[builder](**about["builder"]["arguments"]), **about["arguments"])
-
-# %% ../nbs/01_autoencoder.ipynb #38e25ad9
-def fit_weights(model: nn.Module, tensors: dict[str, Tensor], about: dict, path) -> None:
-    "Copy `tensors` into `model` if every name and shape agrees; else CheckpointError, and the model stays as it was."
+# %% ../nbs/01_autoencoder.ipynb #eedc2b08
+def check_weights(model: nn.Module, tensors: dict[str, Tensor], about: dict, path) -> None:
+    "CheckpointError, with both descriptions, unless `tensors` has every name and shape of `model` and no others."
     own = model.state_dict()
     problems = {
         "missing": sorted(own.keys() - tensors.keys()),
@@ -268,12 +270,36 @@ def fit_weights(model: nn.Module, tensors: dict[str, Tensor], about: dict, path)
     if any(problems.values()):
         found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
         raise CheckpointError(f"{path}: weights of another architecture. {found}. The file: {about}. The model: {describe(model)}")
+
+
+def fit_weights(model: nn.Module, tensors: dict[str, Tensor], about: dict, path) -> None:
+    "Copy `tensors` into `model` if every name and shape agrees; else CheckpointError, and the model stays as it was."
+    check_weights(model, tensors, about, path)
     model.load_state_dict(tensors)
+
+# %% ../nbs/01_autoencoder.ipynb #347598c3
+def _rebuild(about: dict, tensors: dict[str, Tensor], path) -> nn.Module:
+    "The model that a file's description names, if family and builder are registered and it is as large as its weights; imports nothing."
+    try:
+        family, builder = about.get("family"), (about.get("builder") or {}).get("name")
+        if not all(isinstance(name, str) and name in REGISTRY for name in (family, builder)):
+            raise CheckpointError(
+                f"{path}: family {family!r} (from {about.get('module')}) with builder {builder!r}, of which at least one is not registered "
+                f"here; import the module that registers it, or pass model=; registered: {', '.join(REGISTRY)}"
+            )
+        make = lambda: REGISTRY[family](*REGISTRY[builder](**about["builder"]["arguments"]), **about["arguments"])
+        with suppress(NotImplementedError), torch.device("meta"):  # an initialiser may need numbers
+            check_weights(make(), tensors, about, path)
+        return make()
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a constructor says to arguments that are none
+        raise CheckpointError(f"{path}: what it says of its model builds none ({type(error).__name__}: {error}): {about}") from None
 
 
 def load_model(path: str | os.PathLike, model: nn.Module | None = None) -> nn.Module:
     "The model saved at `path`, in eval mode, on the CPU; a network that is not registered needs `model=`, which is then filled."
     tensors, about = read_tensors(path)
-    model = _rebuild(about, path) if model is None else model
+    model = _rebuild(about, tensors, path) if model is None else model
     fit_weights(model, tensors, about, path)
     return model.eval()

@@ -7,12 +7,13 @@ __all__ = ['log', 'OPTIMIZERS', 'daly_schedule', 'Diverged', 'OutOfMemory', 'pic
            'Phase', 'make_phases', 'constant', 'piecewise', 'History', 'pack', 'unpack', 'State', 'save_state',
            'load_state', 'Training', 'train', 'denormals_flushed', 'evaluate', 'fit']
 
-# %% ../nbs/02_training.ipynb #b36c411b
+# %% ../nbs/02_training.ipynb #da1c5539
 import ctypes
 import hashlib
 import json
 import logging
 import math
+import re
 import signal
 import sys
 import threading
@@ -27,11 +28,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .autoencoder import CheckpointError, describe, fit_weights, read_tensors, write_tensors
+from .autoencoder import CheckpointError, check_weights, describe, read_tensors, write_tensors
 from .base import BadArgument
 from .data import Batch, DataError, Images
 
-# %% ../nbs/02_training.ipynb #52065240
+# %% ../nbs/02_training.ipynb #a2d934b6
 log = logging.getLogger(__name__)
 
 
@@ -55,7 +56,7 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         return torch.device(found)
     try:
         device = torch.device(device)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().split("\n")[0]
         raise BadArgument(
@@ -305,7 +306,7 @@ def unpack(packed: dict, tensors: dict[str, Tensor]):
         return {k: unpack(v, tensors) for k, v in value}
     return [unpack(v, tensors) for v in value] if kind == "list" else value
 
-# %% ../nbs/02_training.ipynb #1e9f8031
+# %% ../nbs/02_training.ipynb #d48c5a98
 @dataclass
 class State:
     "Where a training stands: finished epochs, steps into the next one, and the settings that a resume must share."
@@ -319,7 +320,7 @@ class State:
 def save_state(path: Path, state: State, model: nn.Module, phases: list[Phase]) -> None:
     "Everything a resume needs, as one safetensors file, atomically."
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    about = asdict(state)
+    about = asdict(state) | {"model": describe(model)}
     about["phases"] = {
         p.name: {
             "optimizer": pack(p.optimizer.state_dict(), tensors, f"optimizer.{p.name}"),
@@ -338,7 +339,7 @@ def save_state(path: Path, state: State, model: nn.Module, phases: list[Phase]) 
 def load_state(path: Path, state: State, model: nn.Module, phases: list[Phase]) -> State:
     "Fill `model` and `phases` from the checkpoint; CheckpointError, with the model untouched, if it was made with other settings."
     tensors, about = read_tensors(path)
-    if "settings" not in about:
+    if not isinstance(about.get("settings"), dict):
         raise CheckpointError(
             f"{path}: holds weights but no training to resume; load it with load_model, or give fit another checkpoint path"
         )
@@ -347,18 +348,24 @@ def load_state(path: Path, state: State, model: nn.Module, phases: list[Phase]) 
     ]
     if differing:
         raise CheckpointError(f"{path}: made with other settings ({'; '.join(differing)}); use those, or another checkpoint path")
-    fit_weights(model, {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, {"settings": about["settings"]}, path)
-    for phase in phases:
-        kept = about["phases"][phase.name]
-        phase.optimizer.load_state_dict(unpack(kept["optimizer"], tensors))
-        phase.seen, phase.steps, phase.columns = unpack(kept["seen"], tensors), kept["steps"], kept["columns"]
-        phase.seen = [row.to(phase.parameters[0].device) for row in phase.seen]
-    if "generators" in about:
-        first, *others = unpack(about["generators"], tensors)
-        torch.set_rng_state(first)
-        for i, generator in enumerate(others[: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(generator, i)
-    return State(state.settings, about["epoch"], about["step"], about["rows"])
+    weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
+    check_weights(model, weights, about.get("model") or {"settings": about["settings"]}, path)
+    try:
+        for phase in phases:
+            kept = about["phases"][phase.name]
+            phase.optimizer.load_state_dict(unpack(kept["optimizer"], tensors))
+            phase.seen, phase.steps, phase.columns = unpack(kept["seen"], tensors), kept["steps"], kept["columns"]
+            phase.seen = [row.to(phase.parameters[0].device) for row in phase.seen]
+        if "generators" in about:
+            first, *others = unpack(about["generators"], tensors)
+            torch.set_rng_state(first)
+            for i, generator in enumerate(others[: torch.cuda.device_count()]):
+                torch.cuda.set_rng_state(generator, i)
+        reached = State(state.settings, about["epoch"], about["step"], about["rows"])
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its record of the training is not whole ({error!r}); give fit another checkpoint path") from None
+    model.load_state_dict(weights)
+    return reached
 
 # %% ../nbs/02_training.ipynb #aa9282a4
 @dataclass
@@ -533,7 +540,7 @@ def evaluate(model: nn.Module, data, *, corrupt: bool = False, seed: int = 0, ba
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return _evaluate(model, Feed(data, device), mix(seed, 3), batch_size, corrupt)
 
-# %% ../nbs/02_training.ipynb #101a8222
+# %% ../nbs/02_training.ipynb #08a29cb7
 def _check_settings(model: nn.Module, n: int, epochs, batch_size, precision) -> None:
     "BadArgument for counts that are no counts, an unknown precision, and a last batch of one under batch normalisation."
     for name, value, least in (("epochs", epochs, 0), ("batch_size", n if batch_size is None else batch_size, 1)):
@@ -547,6 +554,20 @@ def _check_settings(model: nn.Module, n: int, epochs, batch_size, precision) -> 
             f"batch_size: got {batch_size} for {n} images, whose last batch has one image; batch normalisation needs at least 2: "
             "choose another batch_size or another number of images"
         )
+
+
+def _checked_feed(model: nn.Module, data, device: torch.device) -> Feed:
+    "`data` as batches; DataError where the model says that it was not built for them. Of `Images` one is shown: they are all of a kind."
+    feed = Feed(data, device)
+    if hasattr(model, "check_data") and isinstance(data, Images | Tensor):
+        model.check_data(data[:1].pixels() if isinstance(data, Images) else data)
+    return feed
+
+
+def _no_memory(error: BaseException) -> bool:
+    "Whether memory ran out: PyTorch has an error of its own for it on CUDA alone, elsewhere only the words."
+    kinds, words = (torch.OutOfMemoryError, MemoryError), r"out of memory|can't allocate memory|ALLOC_FAILED"
+    return isinstance(error, kinds) or re.search(words, str(error)) is not None
 
 
 @contextmanager
@@ -565,7 +586,7 @@ def _reporter(progress, done: int, epochs: int):
 
         yield show
 
-# %% ../nbs/02_training.ipynb #6786b79d
+# %% ../nbs/02_training.ipynb #92ca7c01
 def fit(
     model: nn.Module,
     data,
@@ -602,9 +623,7 @@ def fit(
     _check_settings(model, len(data), epochs, batch_size, precision)
     try:
         model.to(device)
-        feed = Feed(data, device)
-        if hasattr(model, "check_data") and isinstance(data, Tensor):
-            model.check_data(data)
+        feed, held_out = _checked_feed(model, data, device), None if validation is None else _checked_feed(model, validation, device)
         phases, schedule = make_phases(model, optimizer, lr), schedule or constant
         settings = {
             "batch_size": batch_size,
@@ -626,7 +645,7 @@ def fit(
             seed,
             schedule,
             autocast,
-            None if validation is None else Feed(validation, device),
+            held_out,
             checkpoint and Path(checkpoint),
             checkpoint_seconds,
         )
@@ -637,11 +656,13 @@ def fit(
                     raise CheckpointError(f"{checkpoint}: holds {training.state.epoch} epochs, asked {epochs}; use another checkpoint path")
             with _reporter(progress, training.state.epoch, epochs) as report, _signals_noted(training.stop), denormals_flushed():
                 train(training, report)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _no_memory(error):
+            raise
         count = sum(p.numel() for p in model.parameters())
         raise OutOfMemory(
             f"out of memory on {device} with batch_size {batch_size}, {len(data)} images and a model of {count:,} parameters "
-            f"({str(error).splitlines()[0]}); lower batch_size, or the model's size"
+            f"({str(error).partition(chr(10))[0]}); lower batch_size, or the model's size"
         ) from error
     finally:
         model.eval()
