@@ -713,7 +713,7 @@ def obtain(name: str, file: File, folder: Path, work: Path, cap: int) -> Path:
     mend = f"Mend: fetch {file.name} (MD5 {file.md5}) by hand, put it in {folder}, and load again. From: {SOURCES[name].origin}"
     raise DataError("\n  ".join([f"{name}: {file.name} could not be had:", *tried, mend]))
 
-# %% ../nbs/00_data.ipynb #40457a80
+# %% ../nbs/00_data.ipynb #0b0bcbe0
 @contextmanager
 def only_one(name: str, root: Path):
     "Waits until no other process prepares the set `name` below `root`. The system frees the lock when its holder ends, however it ends."
@@ -724,7 +724,7 @@ def only_one(name: str, root: Path):
         if error.errno == errno.ENOSPC:
             raise
         raise DataError(f"{name}: not there yet, and {root} cannot be written: {error}; set root= or AE_COURSE_DATA") from None
-    with open(root / f".{name}.lock", "a") as lock:
+    with open(root / f".{name}.lock", "ab") as lock:
         try:
             import fcntl
 
