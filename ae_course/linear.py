@@ -6,7 +6,7 @@
 __all__ = ['PCA', 'linear_mse', 'best_decoder', 'best_encoder', 'challengers', 'principal_angles', 'TiedDecoder', 'linear',
            'LinearAutoencoder', 'recovered_components', 'component_angles']
 
-# %% ../nbs/10_linear.ipynb #0e994e88
+# %% ../nbs/10_linear.ipynb #d349bbf0
 import math
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .autoencoder import Autoencoder, register
 from .base import BadArgument, check_number, check_size
+from .data import DataError
 
 # %% ../nbs/10_linear.ipynb #750ac41d
 def _matrix(x: Tensor, d: int | None = None) -> Tensor:
@@ -31,7 +32,7 @@ def _upright(vectors: Tensor) -> Tensor:
     "Rows of `vectors` (k, d), each with the sign that makes its entry of largest absolute value positive."
     return vectors * vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()
 
-# %% ../nbs/10_linear.ipynb #938f0d26
+# %% ../nbs/10_linear.ipynb #ef5e2ddb
 class PCA:
     """Principal component analysis of rows `x` (N, d) by the SVD of the centred data (10.2), in float64; `transform` and its inverse
     keep the dtype they are given. After `fit`: `mean` (d,), `components` (k, d) orthonormal rows, `explained_variance` (k,), descending,
@@ -45,7 +46,7 @@ class PCA:
         "Mean and components of `x` (N, d), N at least 2; returns itself."
         x = _matrix(x)
         if len(x) < 2:
-            raise ValueError(f"x: got {len(x)} rows, expected at least 2; one image has no variance")
+            raise DataError(f"x: got {len(x)} rows, expected at least 2; one image has no variance")
         if self.n_components > min(x.shape):
             raise BadArgument(f"n_components: got {self.n_components}, expected an integer from 1 to {min(x.shape)}, "
                               f"the smaller side of the {len(x)} x {x.shape[1]} data; lower it, or take more images")  # fmt: skip

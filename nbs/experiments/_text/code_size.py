@@ -30,7 +30,7 @@
 
 # %% tags=["parameters"]
 dataset: str = "mnist5k"  # data set, by name
-limit: int | None = None  # at least 1: use the first so many training images
+limit: int | None = None  # at least 2: use the first so many training images
 sizes: list[int] = [784, 256, 64, 32, 16, 8, 4, 2, 1]  # at least 1: code sizes z
 networks: list[str] = ["slides", "deep"]  # one of slides, deep: which networks to train
 hidden: list[int] = [256, 256]  # at least 1: widths of the deep network's layers before the code
@@ -151,7 +151,8 @@ for split in ("train", "test"):
     column = f"{split}_mse"
     sources = {f"{kind}, {split}": [(row["z"], row[column]) for row in rows if row["network"] == kind] for kind in reconstructions}
     sources[f"PCA, {split}"] = [(size, errors[f"pca_{column}"]) for size, errors in by_pca.items()]
-    by_size |= {name: tuple(zip(*sorted(p for p in points if p[1] > 1e-12))) for name, points in sources.items()}
+    kept = {name: sorted(p for p in points if p[1] > 1e-12) for name, points in sources.items()}
+    by_size |= {name: tuple(zip(*points)) for name, points in kept.items() if points}
 errors = curves(
     by_size,
     x="code size z",

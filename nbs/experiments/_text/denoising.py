@@ -33,7 +33,7 @@
 
 # %% tags=["parameters"]
 dataset: str = "mnist5k"  # data set, by name
-limit: int | None = None  # at least 1: use the first so many training images
+limit: int | None = None  # at least 2: use the first so many training images
 sizes: list[int] = [1568, 784, 256, 64, 32, 16, 8]  # at least 1: code sizes z of the sweep
 width: float = 0.5  # above 0: the sweep adds noise from U(-width, width)
 levels: list[float] = [0.1, 0.25, 0.5, 1.0, 2.0, 4.0]  # above 0: widths of the noise at code size `latent_dim`

@@ -80,7 +80,7 @@ if threads is not None:
     torch.set_num_threads(threads)
 everything, test = load(dataset, limit=limit), load(dataset, "test")
 if everything.y is None or test.y is None:
-    raise DataError(f"{dataset}: has no labels, expected them; take a data set with labels")
+    raise DataError(f"{dataset}: skipped: no labels; accuracy is a share of right labels: take a data set that has them")
 if validation >= len(everything):
     raise BadArgument(f"validation: got {validation} of {len(everything)} images, expected fewer than there are; lower it")
 everything = everything[torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed))]
