@@ -88,7 +88,7 @@ def save(figure, path: str | Path, alt: str | None = None) -> Path:
     path.write_bytes(data)
     return path
 
-# %% ../nbs/03_figures.ipynb #b067ddb4
+# %% ../nbs/03_figures.ipynb #75c6253a
 def _img(data: bytes, alt: str) -> str:
     "An HTML image that holds its own bytes."
     return f'<img style="max-width:100%" alt="{escape(alt)}" src="data:image/png;base64,{b64encode(data).decode()}">'
@@ -103,8 +103,11 @@ def _bundle(figure, include=None, exclude=None, alt: str | None = None) -> dict:
 def show(figure, alt: str | None = None) -> None:
     "Show any matplotlib figure with its alt text: in a notebook as a picture, elsewhere as that text."
     try:
+        from IPython import get_ipython
         from IPython.display import display
     except ImportError:
+        get_ipython = lambda: None
+    if get_ipython() is None:
         print(f"[{_alt(figure, alt)}]")
     else:
         display(_bundle(figure, alt=alt), raw=True)
