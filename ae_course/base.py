@@ -84,7 +84,7 @@ def cells_of(path: Path) -> list[tuple[str, str, list[str]]]:
     except (ValueError, KeyError, TypeError):
         raise BadArgument(f"{path}: not a Jupyter notebook (version 4)") from None
 
-# %% ../nbs/00_base.ipynb #5960f512
+# %% ../nbs/00_base.ipynb #50fd1a60
 def write_atomic(path: str | os.PathLike, content: bytes | str) -> None:
     "Write bytes, or text as UTF-8, so that `path` holds the old file or the new one, never a part; its folder is made if missing."
     path = Path(path)
@@ -96,6 +96,8 @@ def write_atomic(path: str | os.PathLike, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say which file
+            error.filename = str(path)
         raise

@@ -737,7 +737,7 @@ def only_one(name: str, root: Path):
             log.warning("%s: no file locks here (%s): let only one process prepare a set at a time", name, error)
         yield
 
-# %% ../nbs/00_data.ipynb #df5011df
+# %% ../nbs/00_data.ipynb #1b6cb943
 def on_disk(folder: Path, arrays: dict) -> Callable:
     "A `put` that makes arrays in `folder` and lists them in `arrays`. Their room is reserved: a full disk is an error, no crash later."
 
@@ -766,12 +766,17 @@ def build(name: str, source: Source, folder: Path) -> None:
     if need > free:
         what = f"{name} takes {need / 1e9:.1f} GB as arrays, {free / 1e9:.1f} GB are free; make room or choose another folder"
         raise OSError(errno.ENOSPC, what, str(folder))
-    paths = {"folder": folder} | {file.name: obtain(name, file, folder, work, source.cap) for file in source.files()}
     arrays: dict = {}
     try:
+        paths = {"folder": folder} | {file.name: obtain(name, file, folder, work, source.cap) for file in source.files()}
         meta = source.read(source, paths, on_disk(work, arrays))
     except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
         raise DataError(f"{name}: an official file is damaged: {error!r}; remove it and load again") from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC and error.filename is None:  # a full disk does not say where
+            what = f"{error.strerror}: {name} cannot be written; make room, or set AE_COURSE_DATA to another folder"
+            raise OSError(error.errno, what, str(folder)) from None
+        raise
     meta = {"name": name, "arrays": arrays, "classes": source.classes, "licence": source.licence, "source": source.origin, **meta}
     meta["digests"] = {key: digest_of(work / f"{key}.npy", "sha256") for key in arrays}
     (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
@@ -914,7 +919,7 @@ def open_named(name: str, size: int | None, root) -> tuple[dict[str, np.ndarray]
         raise DataError(f"{name}: no images ({what}), expected SPLIT_images; ratings are not images, and have no loader here yet")
     return arrays, meta
 
-# %% ../nbs/00_data.ipynb #fe134ce3
+# %% ../nbs/00_data.ipynb #d583d8fb
 def load(
     name: str | os.PathLike = "mnist5k",
     split: str = "train",
@@ -930,6 +935,7 @@ def load(
     root: where to look first (`data_roots`). Errors: UnknownName, BadArgument (2), DataError (3), OSError if the disk is full.
     """
     name = os.path.expanduser(os.fspath(name)) or "(empty)"
+    name = os.fsdecode(name.encode("utf-8", "surrogateescape"))  # as the system spells it, in any locale
     for key, value in (("size", size), ("limit", limit)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
             raise BadArgument(f"{key}: got {value!r}, expected an integer of at least 1, or None")
