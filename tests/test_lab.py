@@ -353,7 +353,7 @@ def test_plain_papermill_runs_an_experiment(lab):
 
 @pytest.mark.parametrize(("typed", "says"), [
     (("stepz", "3"), "unknown parameter stepz; did you mean steps?"),
-    (("flag", "yes"), "flag: got"),
+    (("flag", "false"), "flag: got 'false', expected true or false"),
     (("rate", "nan"), "rate: got"),
     (("sizes", "4"), "sizes: got 4, expected a list"),
 ])  # fmt: skip
@@ -557,45 +557,6 @@ def test_a_run_folder_that_cannot_be_written_fails_before_training(lab):
     (lab.place / "file").write_text("in the way")
     result = lab("run", "count", "--out", "file")
     assert result.returncode == 1 and "the run folder must be writable, choose another with --out" in result.stderr, result.stderr
-
-
-def test_a_read_only_run_folder_fails_before_training(lab):
-    if os.geteuid() == 0:
-        pytest.skip("root may write to read-only folders")
-    lab.runs.mkdir(mode=0o555)
-    result = lab("run", "count")
-    assert result.returncode == 1 and "must be writable" in result.stderr
-
-
-DISK = """set -e
-mkdir -p "$1"; mount -t tmpfs -o size=400k tmpfs "$1"
-set +e
-TOY_FAULT=fill "$2" -m ae_course.lab run train --engine "$3" --out "$1" 2> "$4"; echo "first $?"
-"$2" -c "
-import sys, glob
-from safetensors import safe_open
-for path in glob.glob(sys.argv[1] + '/train/*/checkpoints/*.safetensors'):
-    safe_open(path, 'np').metadata()
-    print('checkpoint loads')
-import json
-for path in glob.glob(sys.argv[1] + '/train/*/*.json*'):
-    [json.loads(line) for line in open(path)] if path.endswith('l') else json.load(open(path))
-print('json loads')
-" "$1"
-mount -o remount,size=50m "$1"; rm -f "$1"/train/*/ballast
-"$2" -m ae_course.lab run train --engine "$3" --out "$1" 2>> "$4"; echo "second $?"
-"""
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_full_disk_ends_in_order_and_the_next_start_goes_on(lab, engine):
-    if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no small disk to fill: unshare -rm is not allowed here")
-    args = ["unshare", "-rm", "bash", "-c", DISK, "bash", str(lab.place / "disk"), sys.executable, engine, str(lab.place / "err")]
-    result = subprocess.run(args, cwd=lab.place, env=lab.env, capture_output=True, text=True, check=False)
-    said = (lab.place / "err").read_text()
-    assert "first 7" in result.stdout and "No space left on device" in said, result.stdout + result.stderr + said
-    assert "checkpoint loads" in result.stdout and "json loads" in result.stdout and "second 0" in result.stdout, result.stdout + said
 
 
 # sweep and collect
