@@ -5,10 +5,16 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/95_cli.ipynb #a40486ab
-from . import checks, claims, lab, report
+# %% ../nbs/95_cli.ipynb #5c7e6301
+import sys
+
+from . import checks, claims, lab, report, sweeps
 
 
 def main(argv: list[str] | None = None) -> int:
     "The `ae-course` command; returns the exit code."
-    return lab.main(argv, more=(checks.add_commands, claims.add_commands, report.add_commands))
+    return lab.main(argv, more=(sweeps.add_commands, checks.add_commands, claims.add_commands, report.add_commands))
+
+
+if __name__ == "__main__" and __spec__:  # python -m ae_course.cli, not a notebook
+    sys.exit(main())

@@ -88,7 +88,8 @@ class Lab:
 
     def start(self, *args: str, env=None, **options) -> subprocess.Popen:
         "`ae-course ARGS`, not waited for."
-        command = [sys.executable, "-m", "ae_course.lab", *map(str, args)]
+        module = "ae_course.cli" if args[0] in ("sweep", "report") else "ae_course.lab"  # the lab alone starts faster
+        command = [sys.executable, "-m", module, *map(str, args)]
         return subprocess.Popen(command, cwd=self.place, env={**self.env, **(env or {})}, text=True, encoding="utf-8", errors="replace",
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)  # fmt: skip
 

@@ -33,7 +33,7 @@ def alive(pid: int) -> bool:
 def test_help_is_quick_and_needs_no_torch(lab):
     begin = time.perf_counter()
     result = lab("--help")
-    assert result.returncode == 0 and "sweep" in result.stdout
+    assert result.returncode == 0 and "collect" in result.stdout
     assert time.perf_counter() - begin < 3  # 0.1 s on a quiet machine
     code = "import sys, ae_course.lab; sys.exit(bool({'torch', 'numpy', 'yaml', 'papermill', 'IPython', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -135,8 +135,6 @@ def test_values_overrule_one_another_in_the_stated_order(lab, monkeypatch):
     (("run", "count", "-f", "absent.yaml"), "absent.yaml"),
     (("collect", "count", "--preset", "tiny"), "unknown preset 'tiny'"),
     (("collect", "count"), "no finished runs of count"),
-    (("sweep", "count", "--grid", "steps"), "--grid: got 'steps' without values"),
-    (("sweep", "count", "--grid", "steps=1", "-p", "steps", "2"), "given twice"),
     (("data", "get"), "which data set"),
 ])  # fmt: skip
 def test_an_unknown_name_is_refused(lab, args, says):
@@ -559,52 +557,7 @@ def test_a_run_folder_that_cannot_be_written_fails_before_training(lab):
     assert result.returncode == 1 and "the run folder must be writable, choose another with --out" in result.stderr, result.stderr
 
 
-# sweep and collect
-
-
-def test_a_sweep_is_checked_whole_before_its_first_run(lab):
-    result = lab("sweep", "count", "--grid", "seed=0,1,2", "steps=2,0,x", "--engine", "plain")
-    assert result.returncode == 2 and all(part in result.stderr for part in ("nothing was run, 2 of", "steps: got 0", "steps: got 'x'"))
-    assert not lab.runs.exists()
-
-
-def test_a_sweep_isolates_failures_and_lists_them(lab):
-    args = ("sweep", "count", "--grid", "seed=0,1,2", "sizes=[2],[3,1]", "-p", "rate", "1", "--engine", "plain")
-    dry = lab(*args, "--dry-run")
-    assert dry.returncode == 0 and dry.stdout.count("not run") == 6 and not lab.runs.exists()
-    result = lab(*args, env={"TOY_FAULT": "kill 1"})
-    assert result.returncode == 1 and "4 of 6 runs done" in result.stdout, result.stdout + result.stderr
-    assert result.stdout.count("killed") >= 2 and "want of memory" in result.stdout
-    again = lab(*args)
-    assert again.returncode == 0 and "6 of 6 runs done" in again.stdout and again.stdout.count("already done") == 4
-
-
-@pytest.mark.slow
-def test_a_sweep_goes_on_after_a_killed_kernel(lab):
-    result = lab("sweep", "count", "--grid", "seed=0,1,2", "--preset", "smoke", env={"TOY_FAULT": "kill 1"})
-    assert result.returncode == 1 and "2 of 3 runs done" in result.stdout and "killed" in result.stdout
-
-
-def test_a_sweep_that_is_stopped_stops(lab):
-    process = lab.start("sweep", "count", "--grid", "seed=0,1,2", "--engine", "plain", env={"TOY_NAP": "0.5"})
-    lab.wait_for("count", 1)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=20)
-    assert process.returncode == 143 and out.count("not run") == 2 and "interrupted" in out, out + err
-
-
-def test_a_killed_sweep_leaves_no_run_behind(lab):
-    process = lab.start("sweep", "count", "--grid", "seed=0,1", "--engine", "plain", env={"TOY_NAP": "5"})
-    end = time.monotonic() + 30
-    while time.monotonic() < end and not any(f.name == "writer.lock" for f in lab.runs.rglob("*")):
-        time.sleep(0.05)
-    time.sleep(0.3)
-    pid = lab.json("count", "status.json")["pid"]
-    assert alive(pid)
-    process.kill()
-    process.communicate()
-    time.sleep(0.5)
-    assert sys.platform != "linux" or not alive(pid)
+# collect
 
 
 def test_collect_writes_one_sorted_table(lab):
