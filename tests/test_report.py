@@ -195,3 +195,45 @@ def test_it_reads_what_the_lab_writes(lab, capsys):
     assert sorted(run.state for run in found) == ["done", "done", "failed"]
     text = Page(Path(command(capsys, "--runs", lab.runs)[1])).text
     assert "no such thing" in text and "0.25" in text
+
+
+def sweep_of(runs: Path, sizes=(4, 16), rates=(0.1, 0.5), seeds=(0, 1, 2)) -> None:
+    for size in sizes:
+        for rate in rates:
+            for seed in seeds:
+                folder = a_run(runs, "toy", seed, size=size, rate=rate, sizes=[1, 2])
+                result = json.loads((folder / "result.json").read_text())
+                result["rows"] = [{"seed": seed, "kind": kind, "mse": rate * (1 + seed) / size, "flat": 1} for kind in ("a", HOSTILE)]
+                (folder / "result.json").write_text(json.dumps(result))
+
+
+def test_small_multiples_have_a_panel_for_each_value_and_the_numbers_below(tmp_path, capsys):
+    sweep_of(tmp_path)
+    page = Page(Path(command(capsys, "toy", "--runs", tmp_path, "--panels", "rate")[1]))
+    alts = [image["alt"] for image in page.all("img") if " against " in image["alt"]]
+    assert [alt.partition(":")[0] for alt in alts] == ["mse against size where rate is 0.1", "mse against size where rate is 0.5"]
+    assert all("kind a" in alt and HOSTILE in alt for alt in alts) and "mse against size, by rate" in page.text
+    rows = re.findall(r"<tr><td>0.5</td><td>kind a</td>(.*?)</tr>", page.source)
+    assert rows[0] == "<td>4</td><td>3</td><td>0.25</td><td>0.125</td><td>0.375</td>" and len(rows) == 2  # the mean of three seeds
+    assert {"script", "link"}.isdisjoint(tag for tag, _ in page.tags) and len(page.all("caption")) == len(page.all("table"))
+
+
+def test_the_axes_of_the_panels_may_be_chosen(tmp_path, capsys):
+    sweep_of(tmp_path, rates=(0.5,))
+    text = Page(Path(command(capsys, "toy", "--runs", tmp_path, "--panels", "kind", "--x", "seed", "--y", "mse")[1])).text
+    assert "mse against seed, by kind" in text and "size 16" in text
+    wrong = {("--panels", "siz"): "did you mean size", ("--panels", "rate"): "no column 'rate' in which the runs differ",
+             ("--panels", "size", "--y", "kind"): "got texts, expected a column of numbers", ("--x", "size"): "--panels"}  # fmt: skip
+    for args, says in wrong.items():
+        with pytest.raises(ParameterError, match=says):
+            command(capsys, "toy", "--runs", tmp_path, *args)
+
+
+def test_a_cell_that_is_not_done_shows_which_it_is(tmp_path, capsys):
+    sweep_of(tmp_path, sizes=(4, 8), rates=(0.5,), seeds=(0,))
+    status(tmp_path, "toy", "failed", state="killed", error={"message": "for want of memory"})
+    parameters = {"seed": 0, "size": 64, "rate": 0.5, "dataset": "toy", "sizes": [1, 2]}
+    (tmp_path / "toy" / "failed" / "params.json").write_text(json.dumps(parameters))
+    page = Page(Path(command(capsys, "--runs", tmp_path)[1]))
+    assert re.search(r">failed</th><td>64</td><td class=\"bad\">killed</td><td>for want of memory", page.source)
+    assert "preset laptop, size 8, seed 0" in page.text
