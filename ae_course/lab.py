@@ -12,9 +12,9 @@ __all__ = ['KINDS', 'BOUNDS', 'LINE', 'FLOAT', 'NUMBERS', 'OWN', 'KILLED', 'EXIT
            'whole_lines', 'message', 'process', 'failure', 'RunFolder', 'Stage', 'slug', 'StagedRun', 'Run', 'given',
            'start', 'watch_cells', 'execute_cells', 'signals', 'environ', 'plain_engine', 'NotebookFiles',
            'die_with_launcher', 'papermill_process', 'papermill_engine', 'log_entry', 'stop', 'follow', 'verdict',
-           'tell', 'already_done', 'take', 'launch', 'record_lines', 'run_order', 'finished', 'results_folder',
-           'digests', 'record_digest', 'collect', 'list_experiments', 'open_lab', 'data_command', 'typed_pairs',
-           'add_run_options', 'parser', 'add_other_commands', 'main']
+           'tell', 'already_done', 'take', 'launch', 'record_lines', 'run_order', 'once', 'refuse_twins', 'finished',
+           'results_folder', 'digests', 'record_digest', 'collect', 'list_experiments', 'open_lab', 'data_command',
+           'typed_pairs', 'add_run_options', 'parser', 'add_other_commands', 'main']
 
 # %% ../nbs/90_lab.ipynb #abfb9401
 import argparse
@@ -980,7 +980,7 @@ def launch(name: str, preset: str | None = None, file: str | Path | None = None,
         asked, said = {"plain": plain_engine, "papermill": papermill_engine}[engine](name, parameters, folder, settings)
         return tell(name, folder, verdict(folder, asked, said))
 
-# %% ../nbs/90_lab.ipynb #ce9d799c
+# %% ../nbs/90_lab.ipynb #6c8364a1
 def record_lines(key: str, result: dict) -> list[dict]:
     "The lines that a finished run adds to a results table: key, preset, scalar parameters, its rows, then where they come from."
     about = result["environment"]
@@ -996,16 +996,42 @@ def run_order(result: dict) -> tuple:
     return str(result["environment"].get("preset")), [rank(value) for value in result["parameters"].values()]
 
 
-def finished(name: str, chosen: Iterable[str] = (), out: str | None = None, mixed: bool = False) -> list[tuple[str, dict]]:
-    "[(key, result)] of the finished runs of the `chosen` presets (all but smoke), sorted; ParameterError if code versions are mixed."
+def once(name: str, roots: Iterable[str | Path | None]) -> dict[str, dict]:
+    "{key: result} of the finished runs in several folders of runs; of a run that is done in two of them, the first one's, with a word."
+    found, where = {}, {}
+    for path in (path for root in roots for path in sorted((runs_root(root) / name).glob("*/result.json"))):
+        key, result = path.parent.name, result_of(path.parent)
+        if key in found and where[key] != path.parent:
+            differ = "" if not result or result["rows"] == found[key]["rows"] else "; their rows differ"
+            print(f"{key}: done in {where[key].parent} and in {path.parent.parent}, the first is taken{differ}", file=sys.stderr)
+        elif result:
+            found[key], where[key] = result, path.parent
+    return found
+
+
+def refuse_twins(found: Iterable[tuple[str, dict]]) -> None:
+    "ParameterError if two runs would give the same lines: equal but for what the device was called when they were asked for."
+    cells = {}
+    for key, result in found:
+        same = {name: value for name, value in result["parameters"].items() if name != "device"}
+        cells.setdefault(json.dumps([same, *map(result["environment"].get, ("preset", "device"))], sort_keys=True), []).append(key)
+    if twice := [keys for keys in cells.values() if len(keys) > 1]:
+        raise ParameterError("one and the same cell was run more than once, on one device under several names ('auto', 'cpu', ...); keep "
+                             "one folder of each line, move the others away:\n  " + "\n  ".join(", ".join(keys) for keys in twice))  # fmt: skip
+
+
+def finished(name: str, chosen: Iterable[str] = (), out=None, mixed: bool = False) -> list[tuple[str, dict]]:
+    """[(key, result)] of the finished runs of the `chosen` presets (all but smoke), each once, sorted; `out`: the folder of runs, or
+    several. ParameterError if code versions are mixed."""
+    roots = list(out) if isinstance(out, (list, tuple)) else [out]
     for preset in chosen:
         preset_file(name, preset)
-    found = [(path.parent.name, result_of(path.parent)) for path in sorted((runs_root(out) / name).glob("*/result.json"))]
     belongs = lambda preset: preset in chosen if chosen else preset != "smoke"
-    found = [(key, result) for key, result in found if result and belongs(result["environment"].get("preset"))]
+    found = [(key, result) for key, result in once(name, roots).items() if belongs(result["environment"].get("preset"))]
     if not found:
-        raise ParameterError(f"no finished runs of {name}{' at ' + ', '.join(chosen) if chosen else ''} in {runs_root(out) / name}; "
-                             f"ae-course run {name} makes one")  # fmt: skip
+        raise ParameterError(f"no finished runs of {name}{' at ' + ', '.join(chosen) if chosen else ''} in "
+                             f"{', '.join(str(runs_root(root) / name) for root in roots)}; ae-course run {name} makes one")  # fmt: skip
+    refuse_twins(found)
     versions = {(result["environment"].get("preset"), result["code_version"]): key for key, result in found}
     if len(versions) > len({preset for preset, _ in versions}) and not mixed:
         listed = "\n  ".join(f"{preset}: {version}, run {key}" for (preset, version), key in sorted(versions.items(), key=str))
@@ -1033,8 +1059,8 @@ def record_digest(path: Path) -> None:
     write_atomic(path.parent / "SHA256SUMS", "".join(f"{known[name]}  {name}\n" for name in sorted(known)))
 
 
-def collect(name: str, chosen: Iterable[str] = (), out: str | None = None, target: str | None = None, mixed: bool = False) -> Path:
-    "Write experiments/results/NAME.csv and its digest, or `target`, from finished runs; returns its path."
+def collect(name: str, chosen: Iterable[str] = (), out=None, target: str | None = None, mixed: bool = False) -> Path:
+    "Write experiments/results/NAME.csv and its digest, or `target`, from finished runs (see `finished`); returns its path."
     notebook_path(name)
     lines = [line for key, result in finished(name, list(chosen), out, mixed) for line in record_lines(key, result)]
     names = list(dict.fromkeys(key for line in lines for key in line))
@@ -1122,13 +1148,13 @@ def parser(more: Iterable[Callable] = ()) -> argparse.ArgumentParser:
         add_commands(commands)
     return top
 
-# %% ../nbs/90_lab.ipynb #b852f5be
+# %% ../nbs/90_lab.ipynb #a134ebc2
 def add_other_commands(commands) -> None:
     "collect, lab and data."
     command = commands.add_parser("collect", help="write the results table of an experiment from its finished runs")
     command.add_argument("name", help="the experiment")
     command.add_argument("--preset", nargs="+", action="extend", default=[], metavar="P", help="runs of these presets only (all but smoke)")
-    command.add_argument("--runs", metavar="DIR", help="folder of the runs, instead of runs/")
+    command.add_argument("--runs", nargs="+", metavar="DIR", help="folder of the runs, or several, instead of runs/")
     command.add_argument("--out", metavar="FILE", help="the table, instead of experiments/results/NAME.csv")
     command.add_argument("--mixed", action="store_true", help="allow runs of different code versions in one table")
     command.set_defaults(do=lambda a: print(collect(a.name, a.preset, a.runs, a.out, a.mixed)) or 0)

@@ -587,6 +587,39 @@ def test_collect_refuses_mixed_code(lab):
     assert lab("collect", "count", "--mixed").returncode == 0
 
 
+def test_a_cell_that_is_done_in_two_folders_counts_once(lab):
+    for runs in ("a", "b"):
+        assert lab("run", "count", "--engine", "plain", "--out", runs).returncode == 0
+    assert lab("run", "count", "--engine", "plain", "--out", "b", "-p", "seed", "1").returncode == 0
+    result = lab("collect", "count", "--runs", "a", "b", "--out", "both.csv")
+    assert result.returncode == 0 and "the first is taken" in result.stderr and "differ" not in result.stderr
+    rows = list(csv.DictReader((lab.place / "both.csv").read_text().splitlines()))
+    assert [(row["seed"], row["z"]) for row in rows] == [("0", "1"), ("0", "2"), ("1", "1"), ("1", "2")]
+    (other,) = lab.place.glob("a/count/*/result.json")
+    other.write_text(other.read_text().replace("0.25", "0.75"))
+    assert "their rows differ" in lab("collect", "count", "--runs", "a", "b", "--out", "both.csv").stderr
+    (lab.place / "a" / "count" / "copy").mkdir()
+    (lab.place / "a" / "count" / "copy" / "result.json").write_text(other.read_text())  # not under its key: no run
+    again = lab("collect", "count", "--runs", "a", "--out", "a.csv")
+    assert again.returncode == 0 and len((lab.place / "a.csv").read_text().splitlines()) == 3
+
+
+def test_one_device_under_two_names_is_refused(lab):
+    lab.add("on", "seed: int = 0  # seed\ndevice: str = 'auto'  # one of auto, cpu: device", "rows = [{'seed': seed}]")
+    for device in ("auto", "cpu"):
+        assert lab("run", "on", "-p", "device", device, "--engine", "plain").returncode == 0
+    result = lab("collect", "on")
+    assert result.returncode == 2 and "more than once" in result.stderr
+
+
+def test_a_fraction_is_a_number(lab):
+    assert lab("run", "count", "-p", "rate", "1/64", "--engine", "plain").returncode == 0
+    assert lab.json("count", "params.json")["rate"] == 1 / 64
+    for wrong in ("1/0", "1/2/3", "1 / 2", "65/64", f"{'9' * 400}/1"):
+        assert lab("run", "count", "-p", "rate", wrong, "--engine", "plain").returncode == 2
+    assert lab("run", "count", "-p", "steps", "4/2", "--engine", "plain").returncode == 2
+
+
 def test_data_list_get_and_check(lab):
     result = lab("data", "list")
     assert result.returncode == 0 and "mnist5k" in result.stdout and "digits" in result.stdout
