@@ -41,7 +41,7 @@ setup(
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=["ae_course", "ae_course.*"]),
     install_requires=settings["requirements"].split(),
-    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("dev", "medical", "dask")},
+    extras_require={key.removesuffix("_requirements"): settings[key].split() for key in settings if key.endswith("_requirements")},
     entry_points={"console_scripts": settings["console_scripts"].split()},
     cmdclass={"build_py": BuildWithNotebooks},
     zip_safe=False,
