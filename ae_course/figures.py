@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DPI', 'STYLE', 'GAP', 'COLORS', 'CLASS_COLORS', 'DASHES', 'MARKS', 'png', 'save', 'show', 'image_grid',
            'reconstruction_grid', 'pick', 'curves', 'dots', 'latent_scatter', 'code_grid', 'latent_map', 'quiver',
-           'weight_images', 'montage', 'slider']
+           'weight_images', 'feature_maps', 'matrix', 'montage', 'slider']
 
 # %% ../nbs/03_figures.ipynb #842f8ab6
 import io
@@ -586,6 +586,107 @@ def _with_scale(figure, limit: float):
     bar = figure.add_axes(((width + 0.08) / whole, bottom, 0.12 / whole, h))
     figure.colorbar(ScalarMappable(Normalize(-limit, limit), "RdBu_r"), cax=bar, ticks=[-limit, 0, limit], format="%.2g")
     return figure
+
+# %% ../nbs/03_figures.ipynb #45a22017
+def _framed(axes, box: tuple[float, float, float, float], color: str, **options) -> None:
+    "A frame around the pixels (top, left, bottom, right), the last two beyond the last pixel."
+    from matplotlib.patches import Rectangle
+
+    top, left, bottom, right = box
+    options = {"fill": False, "linewidth": 1.6, "edgecolor": color, "clip_on": False} | options
+    axes.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, **options))
+
+
+@_styled
+def feature_maps(
+    image, maps, *, names: Sequence[str] | None = None, cell: tuple[int, int] | None = None,
+    box: tuple[int, int, int, int] | None = None, limit: float | None = None, title: str | None = None, alt: str | None = None,
+):  # fmt: skip
+    """An image (C, H, W) in [0, 1], then a column for each of `maps` (k, h, w): as a veil over the image above, signed below.
+
+    One scale for all maps, [-limit, limit], by default the largest absolute value. `cell` (row, column) of the maps is marked, and
+    `box` (top, left, bottom, right), the pixels that it sees, the last two beyond the last pixel, is framed, cut at the edges.
+    """
+    from matplotlib import colormaps
+
+    picture = _as_images(torch.as_tensor(image)[None], "image")[0]
+    maps = torch.as_tensor(maps).detach().cpu().double()
+    if maps.ndim != 3 or not maps.numel() or not maps.isfinite().all():
+        raise ValueError(f"maps: got shape {tuple(maps.shape)}, expected (k, h, w), finite, k at least 1")
+    names = [f"channel {i}" for i in range(len(maps))] if names is None else list(names)
+    if len(names) != len(maps):
+        raise ValueError(f"names: got {len(names)} for {len(maps)} maps, expected one for each")
+    limit = limit or maps.abs().max().item() or 1.0
+    (height, width), (h, w) = picture.shape[:2], maps.shape[1:]
+    if cell is not None and not (0 <= cell[0] < h and 0 <= cell[1] < w):
+        raise ValueError(f"cell: got {tuple(cell)}, expected a row from 0 to {h - 1} and a column from 0 to {w - 1}")
+    whole = (1.5 * (len(maps) + 1) + 1.0, 3.3 + 0.3 * bool(title))
+    figure = _figure(*whole, alt or f"An image and {len(maps)} feature maps of {h} by {w} cells over it, and signed", layout="constrained")
+    grid = figure.subplots(2, len(maps) + 1, squeeze=False)
+    grey = np.repeat(picture.mean(2, keepdims=True), 3, 2)
+    grid[0, 0].imshow(picture, interpolation="nearest", vmin=0, vmax=1)
+    grid[0, 0].set_title("input")
+    box = box and (max(box[0], 0), max(box[1], 0), min(box[2], height), min(box[3], width))
+    if box:
+        _framed(grid[0, 0], box, COLORS[5])
+    for column, (values, name) in enumerate(zip(maps.numpy(), names), 1):
+        over, signed = grid[:, column]
+        over.imshow(grey, interpolation="nearest", vmin=0, vmax=1)
+        veil = np.zeros((h, w, 4))
+        veil[..., :3], veil[..., 3] = colormaps["inferno"](0.75)[:3], 0.8 * np.clip(np.abs(values) / limit, 0, 1)
+        over.imshow(veil, interpolation="nearest", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+        over.set_title(name)
+        drawn = signed.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        if cell is not None:
+            _framed(signed, (cell[0], cell[1], cell[0] + 1, cell[1] + 1), COLORS[0])
+        if box:
+            _framed(over, box, COLORS[5])
+    for axes in grid.flat:
+        axes.set_axis_off()
+    figure.colorbar(drawn, ax=grid[:, -1], ticks=[-limit, 0, limit], format="%.2g", shrink=0.8)
+    if title:
+        figure.suptitle(title)
+    return _settled(figure)
+
+# %% ../nbs/03_figures.ipynb #865c31f7
+@_styled
+def matrix(
+    values, names: Sequence[str], columns: Sequence[str] | None = None, *, value_range: tuple[float, float] = (0, 1), label: str = "",
+    groups: Sequence[int] = (), digits: int = 2, title: str | None = None, alt: str | None = None,
+):  # fmt: skip
+    """A table (r, c) as squares from dark (low) to bright over `value_range`, with the numbers in them; NaN is white and empty.
+
+    `names` of the rows, and of the columns unless `columns` are given; `groups`: white lines after so many rows, and columns. ValueError
+    for values outside the range.
+    """
+    values = torch.as_tensor(values).detach().cpu().double().numpy()
+    names, columns = list(names), list(names if columns is None else columns)
+    if values.shape != (len(names), len(columns)) or not values.size:
+        raise ValueError(f"values: got shape {values.shape} for {len(names)} rows and {len(columns)} columns, expected one for each")
+    (low, high), there = value_range, np.isfinite(values)
+    if there.any() and not (low - 1e-6 <= values[there].min() and values[there].max() <= high + 1e-6):
+        raise ValueError(f"values: got {values[there].min():.3g} to {values[there].max():.3g}, expected {low} to {high}: set value_range")
+    side = 0.42 if digits else 0.2
+    whole = (_width(names) + side * len(columns) + 1.5, side * len(names) + _width(columns) + 0.5 + 0.3 * bool(title))
+    figure = _figure(*whole, alt or f"A table of {len(names)} by {len(columns)} numbers as squares", layout="compressed")
+    axes = figure.add_subplot()
+    drawn = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
+    for (row, column), value in np.ndenumerate(values):
+        if digits and np.isfinite(value):
+            dark = (value - low) / (high - low) < 0.55
+            text = f"{value:.{digits}f}".replace("0.", ".") if abs(value) < 1 else f"{value:.{digits}f}"
+            axes.text(column, row, text, ha="center", va="center", size=6.5, color="white" if dark else "black")
+    for edge in groups:
+        axes.axhline(edge - 0.5, color="white", linewidth=2)
+        axes.axvline(edge - 0.5, color="white", linewidth=2)
+    axes.set_xticks(range(len(columns)), columns, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title)
+    figure.colorbar(drawn, label=label, shrink=0.8)
+    return _settled(figure)
 
 # %% ../nbs/03_figures.ipynb #59bb3c72
 def montage(figures: Mapping, *, columns: int = 2, width: float = 4.2, alt: str | None = None):
