@@ -44,13 +44,6 @@ for size, stage in run.stages(sizes, label="z = {}"):
 
     history = fit(model, images, epochs=steps, lr=lr, seed=seed, device=device, checkpoint=stage.checkpoint, progress=progress)
     rows.append({"seed": seed, "z": size, "mse": history["loss"][-1]})
-    if fault == "fill" and size == sizes[0]:
-        with open(run.path("ballast"), "wb", buffering=0) as ballast:
-            try:
-                while ballast.write(bytes(4096)):
-                    pass
-            except OSError:
-                pass
 save_model(model, run.path("model.safetensors"))"""
 
 
@@ -96,7 +89,7 @@ class Lab:
     def __call__(self, *args: str, env=None, **options) -> subprocess.CompletedProcess:
         "`ae-course ARGS`, waited for: .returncode, .stdout, .stderr."
         process = self.start(*args, env=env, **options)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         return subprocess.CompletedProcess(args, process.returncode, out, err)
 
     def folders(self, name: str, root: Path | None = None) -> list[Path]:
@@ -108,7 +101,7 @@ class Lab:
         (folder,) = self.folders(name, root)
         return json.loads((folder / file).read_text(encoding="utf-8"))
 
-    def wait_for(self, name: str, lines: int, root: Path | None = None, timeout: float = 60.0) -> dict:
+    def wait_for(self, name: str, lines: int, root: Path | None = None, timeout: float = 300.0) -> dict:
         "Wait until the only run of an experiment has logged so many lines; returns its status."
         end = time.monotonic() + timeout
         while time.monotonic() < end:
@@ -123,6 +116,22 @@ class Lab:
 def lab(tmp_path) -> Lab:
     "A Lab in a folder of its own."
     return Lab(tmp_path)
+
+
+@pytest.fixture
+def here(lab, monkeypatch, capsys):
+    "`here(*args)`: `ae-course ARGS` on `lab`, in this process, a run with the plain engine; (exit code, what it printed, what it said)."
+    from ae_course.cli import main
+
+    monkeypatch.setenv("AE_COURSE_NBS", str(lab.nbs))
+    monkeypatch.delenv("AE_COURSE_DATA", raising=False)
+    monkeypatch.chdir(lab.place)
+
+    def call(*args):
+        code = main([*map(str, args), *(["--engine", "plain"] if args[0] == "run" else [])])
+        return code, *capsys.readouterr()
+
+    return call
 
 
 def pytest_configure(config):

@@ -68,7 +68,7 @@ ROWS = {
     "a code size of -1, 0 or 2.5": (
         "test_autoencoder.py::test_sizes_are_integers_of_at_least_one", "test_autoencoder.py::test_overcomplete_code_is_allowed",
         "test_faults.py::test_the_code_size_of_a_real_experiment"),
-    "a sweep with one bad cell": ("test_lab.py::test_a_sweep_is_checked_whole_before_its_first_run",),
+    "a sweep with one bad cell": ("test_sweeps.py::test_a_grid_is_checked_whole_before_its_first_run",),
     "a read-only folder of runs or data": (
         "test_lab.py::test_a_run_folder_that_cannot_be_written_fails_before_training", "test_data.py::test_a_place_that_cannot_be_written",
         "test_faults.py::test_read_only_folders"),
@@ -88,9 +88,14 @@ ROWS = {
     "SIGINT, SIGTERM": (
         "test_lab.py::test_a_signal_stops_in_order_and_the_next_start_goes_on", "test_lab.py::test_a_second_ctrl_c_does_not_wait",
         "test_lab.py::test_a_signal_before_the_kernel_stands_stops_too", "test_training.py::test_a_killed_training_resumes_bit_for_bit"),
+    "kill -9 of a Dask worker, of the scheduler": (
+        "test_sweeps.py::test_a_dask_worker_that_is_killed_takes_its_run_along_and_the_cell_goes_on_elsewhere",
+        "test_sweeps.py::test_a_killed_scheduler_ends_the_sweep_and_its_runs_and_the_next_start_goes_on",
+        "test_sweeps.py::test_random_kills_do_no_harm"),
     "a kernel killed for memory": (
-        "test_faults.py::test_a_kernel_that_is_killed_is_said_to_be", "test_lab.py::test_a_sweep_goes_on_after_a_killed_kernel",
-        "test_lab.py::test_a_sweep_isolates_failures_and_lists_them"),
+        "test_faults.py::test_a_kernel_that_is_killed_is_said_to_be",
+        "test_sweeps.py::test_failures_are_isolated_listed_and_made_good_by_the_next_start",
+        "test_sweeps.py::test_the_smallest_sweep_through_papermill_goes_on_after_a_killed_kernel"),
     "no memory left": (
         "test_training.py::test_out_of_memory_names_what_to_lower", "test_faults.py::test_out_of_memory_in_a_run_loses_nothing",
         "test_faults.py::test_the_memory_of_this_computer_really_runs_out", "test_faults.py::test_the_memory_of_a_gpu_really_runs_out"),
@@ -177,21 +182,7 @@ def undisturbed(tmp_path_factory):
     return weights(lab.runs)
 
 
-@pytest.fixture
-def here(lab, monkeypatch, capsys):
-    "`here(*args)`: `ae-course ARGS` in this process, with the plain engine for a run; (exit code, what was printed, what was said)."
-    monkeypatch.setenv("AE_COURSE_NBS", str(lab.nbs))
-    monkeypatch.delenv("AE_COURSE_DATA", raising=False)
-    monkeypatch.chdir(lab.place)
-
-    def call(*args):
-        code = module.main([*map(str, args), *(["--engine", "plain"] if args[0] == "run" else [])])
-        return code, *capsys.readouterr()
-
-    return call
-
-
-def wait_for(what, seconds: float = 60.0):
+def wait_for(what, seconds: float = 300.0):
     "The first true answer of `what()`."
     end = time.monotonic() + seconds
     while not (answer := what()):
@@ -419,13 +410,13 @@ def test_killed_while_a_checkpoint_is_written(lab, engine, undisturbed):
     process = lab.start("run", "trains", "--engine", engine, env={"PYTHONPATH": path, "TOY_MARK": str(mark)})
     wait_for(mark.exists)
     os.kill(lab.json("trains", "status.json")["pid"], signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     (folder,) = lab.folders("trains")
     (orphan,), (kept,) = folder.glob("checkpoints/.*.part"), folder.glob("checkpoints/*.safetensors")
     assert read_tensors(kept)[1]["epoch"] == 2  # the previous one loads
     with pytest.raises(CheckpointError):
         read_tensors(orphan)
-    again = lab("run", "trains", "--engine", engine)
+    again = lab("run", "trains", "--engine", "plain")
     assert again.returncode == 0, again.stderr
     assert weights(lab.runs) == undisturbed and not list(folder.rglob("*.part"))
     epochs = [json.loads(line)["epoch"] for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -456,7 +447,7 @@ set +e
 "$2" -m ae_course.lab run trains --engine "$3" --out "$1" 2> "$4"; echo "first $?"
 cp -r "$1" "$5"
 mount -o remount,size=50m "$1"
-"$2" -m ae_course.lab run trains --engine "$3" --out "$1" 2>> "$4"; echo "second $?"
+"$2" -m ae_course.lab run trains --engine plain --out "$1" 2>> "$4"; echo "second $?"
 cp "$1"/trains/*/model.safetensors "$5"/
 """
 

@@ -538,7 +538,7 @@ def test_other_code_does_not_go_on_and_loses_nothing(lab, undisturbed):
 def test_umlauts_blanks_and_braces_in_a_path_under_the_c_locale(tmp_path, engine):
     from conftest import Lab
 
-    lab = Lab(tmp_path / "Jörg {x} Müller's Läb")
+    lab = Lab(tmp_path / os.fsdecode("Jörg {x} Müller's Läb".encode()))  # as the system hands such a name to Python, in any locale
     result = lab("run", "count", "--engine", engine, env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
     assert result.returncode == 0, result.stderr
     assert lab.json("count", "status.json")["state"] == "done"
@@ -547,7 +547,7 @@ def test_umlauts_blanks_and_braces_in_a_path_under_the_c_locale(tmp_path, engine
 def test_typed_text_is_utf8_under_the_c_locale(lab):
     lab.add("words", "seed: int = 0  # at least 0: seed\nword: str = 'a'  # a word", "rows = [{'seed': seed, 'word': word}]")
     for env in ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {}):
-        assert lab("run", "words", "--engine", "plain", "-p", "word", "Größe", env=env).returncode == 0
+        assert lab("run", "words", "--engine", "plain", "-p", "word", os.fsdecode("Größe".encode()), env=env).returncode == 0
     assert lab.json("words", "result.json")["rows"] == [{"seed": 0, "word": "Größe"}]  # one folder: the same key
 
 
