@@ -262,7 +262,7 @@ def graphics_cards() -> tuple[str, ...]:
     if given is not None:
         return tuple(card.strip() for card in given.split(",") if card.strip() not in ("", "-1", "NoDevFiles"))
     with suppress(OSError, subprocess.TimeoutExpired):
-        said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
+        said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", timeout=30, check=False)
         return tuple(cards_in(said.stdout))
     return ()
 
