@@ -980,7 +980,7 @@ def launch(name: str, preset: str | None = None, file: str | Path | None = None,
         asked, said = {"plain": plain_engine, "papermill": papermill_engine}[engine](name, parameters, folder, settings)
         return tell(name, folder, verdict(folder, asked, said))
 
-# %% ../nbs/90_lab.ipynb #6c8364a1
+# %% ../nbs/90_lab.ipynb #059a20d8
 def record_lines(key: str, result: dict) -> list[dict]:
     "The lines that a finished run adds to a results table: key, preset, scalar parameters, its rows, then where they come from."
     about = result["environment"]
@@ -1017,7 +1017,7 @@ def refuse_twins(found: Iterable[tuple[str, dict]]) -> None:
         cells.setdefault(json.dumps([same, *map(result["environment"].get, ("preset", "device"))], sort_keys=True), []).append(key)
     if twice := [keys for keys in cells.values() if len(keys) > 1]:
         raise ParameterError("one and the same cell was run more than once, on one device under several names ('auto', 'cpu', ...); keep "
-                             "one folder of each line, move the others away:\n  " + "\n  ".join(", ".join(keys) for keys in twice))  # fmt: skip
+                             "one folder of each line, move the others away:\n  " + "\n  ".join(map(", ".join, twice)))  # fmt: skip
 
 
 def finished(name: str, chosen: Iterable[str] = (), out=None, mixed: bool = False) -> list[tuple[str, dict]]:
