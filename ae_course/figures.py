@@ -287,18 +287,18 @@ def _axis_scale(name: str, values: np.ndarray, log: bool) -> str:
         return "linear"
     return "log" if log else "linear"
 
-# %% ../nbs/03_figures.ipynb #0607265a
+# %% ../nbs/03_figures.ipynb #4eb33079
 @_styled
 def curves(
     lines, *, x: str = "epoch", y: str = "loss", log: bool = True, log_x: bool = False, y_range: tuple[float, float] | None = None,
-    bands: Mapping | None = None, ordered: bool = False, title: str | None = None, alt: str | None = None,
-    size: tuple[float, float] = (6.4, 3.4),
+    x_range: tuple[float, float] | None = None, bands: Mapping | None = None, ordered: bool = False, title: str | None = None,
+    alt: str | None = None, size: tuple[float, float] = (6.4, 3.4),
 ):  # fmt: skip
     """Lines with their names at the right end; they differ in colour, dashes and mark.
 
     `lines`: dict label -> values (x = 1, 2, ...), -> tuple (x, y), or -> `History`; or one `History` (training and, where there is one,
     held-out loss). NaN and None leave a gap. `log`: a logarithmic y axis; linear with a warning where a value is not positive.
-    `y_range`: its ends, for figures to be compared. `bands`: dict label -> (low, high), a shade behind that line.
+    `y_range`, `x_range`: ends of an axis, for figures to be compared. `bands`: dict label -> (low, high), a shade behind that line.
     `ordered`: colours from dark to bright, for labels that are sizes. `size` in inches.
     """
     if hasattr(lines, "rows"):
@@ -323,6 +323,8 @@ def curves(
             axes.fill_between(xs, *bands[label], color=looks[label]["color"], alpha=0.15, linewidth=0)
     if y_range:
         axes.set_ylim(*y_range)
+    if x_range:
+        axes.set_xlim(*x_range)
     _x_ticks(axes, np.unique(finite[0]), log_x)
     _y_ticks(axes)
     if title:

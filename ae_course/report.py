@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_LINES', 'TEMPLATE', 'Found', 'alive', 'find_runs', 'figures_of', 'shown', 'differing', 'rows_of', 'varying',
-           'axes_of', 'points_of', 'short', 'panels_of', 'link', 'render', 'report', 'add_commands']
+           'axes_of', 'points_of', 'short', 'ends', 'panels_of', 'link', 'render', 'report', 'add_commands']
 
 # %% ../nbs/92_report.ipynb #ba2dc54f
 import base64
@@ -175,13 +175,20 @@ def points_of(lines: list[dict], by: str, x: str, y: str, apart: list[str]) -> d
             panels.setdefault(shown(line.get(by)), {}).setdefault(label, {}).setdefault(line[x], []).append(line[y])
     return panels
 
-# %% ../nbs/92_report.ipynb #26a30a97
+# %% ../nbs/92_report.ipynb #74aeab95
 MOST_LINES = 10
 
 
 def short(text: str, length: int = 28) -> str:
     "A text for a picture: cut to so many characters, and no mathematics to matplotlib."
     return (text if len(text) <= length else f"{text[: length - 1]}…").replace("$", r"\$")
+
+
+def ends(values: list[float], log: bool) -> tuple[float, float] | None:
+    "An axis around all values, a twentieth wider than they reach; None if they are one and the same."
+    low, high = (math.log(end(values)) if log else end(values) for end in (min, max))
+    wider = 0.05 * (high - low)
+    return None if low == high else tuple(math.exp(end) if log else end for end in (low - wider, high + wider))
 
 
 def panels_of(done: list[Found], by: str, x: str | None = None, y: str | None = None) -> dict:
@@ -195,25 +202,24 @@ def panels_of(done: list[Found], by: str, x: str | None = None, y: str | None = 
     xs, ys = ([v for panel in panels.values() for line in panel.values() for v in pick(line)]
               for pick in (lambda line: line, lambda line: [v for values in line.values() for v in values]))  # fmt: skip
     log_x, log_y = (min(v) > 0 and max(v) >= 20 * min(v) for v in (xs, ys))
-    low, high = (math.log(min(ys)), math.log(max(ys))) if log_y else (min(ys), max(ys))
-    low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
-    ends = {} if low == high else {"y_range": (math.exp(low), math.exp(high)) if log_y else (low, high)}
-    figures, rows, left_out = [], [], 0
+    x_range, y_range = ends(xs, log_x), ends(ys, log_y)
+    labels = list(dict.fromkeys(label for panel in panels.values() for label in panel))[:MOST_LINES]  # alike in all panels
+    names = {short(label): label for label in reversed(labels)}
+    names = {label: short(label) if names[short(label)] == label else f"{short(label)} {i}" for i, label in enumerate(labels)}
+    figures, rows, left_out = [], [], max(len(panel) for panel in panels.values()) - MOST_LINES
     for value, panel in panels.items():
-        left_out = max(left_out, len(panel) - MOST_LINES)
-        drawn = dict(list(panel.items())[:MOST_LINES])
-        named = {short(label): label for label in reversed(drawn)}
-        drawn = {name if named[name] == label else f"{name} {i}": drawn[label] for i, label in enumerate(drawn) for name in [short(label)]}
-        means = {label: (list(line), [sum(v) / len(v) for v in line.values()]) for label, line in drawn.items()}
-        bands = {label: ([min(v) for v in line.values()], [max(v) for v in line.values()]) for label, line in drawn.items()}
-        alt = f"{y} against {x} where {by} is {value}: lines for {', '.join(list(panel)[:MOST_LINES])}"
-        figure = curves(means, x=x, y=y, log=log_y, log_x=log_x, bands=bands, title=short(f"{by} = {value}", 40),
-                        size=(4.4, 3.0), alt=alt, **ends)  # fmt: skip
+        means = {names[label]: (list(line), [sum(v) / len(v) for v in line.values()])
+                 for label in labels for line in [panel.get(label) or {xs[0]: [math.nan]}]}  # fmt: skip
+        bands = {names[label]: ([min(v) for v in panel[label].values()], [max(v) for v in panel[label].values()])
+                 for label in labels if label in panel}  # fmt: skip
+        alt = f"{y} against {x} where {by} is {value}: lines for {', '.join(label for label in labels if label in panel)}"
+        figure = curves(means, x=x, y=y, log=log_y, log_x=log_x, bands=bands, title=short(f"{by} = {value}", 40), size=(4.4, 3.0),
+                        alt=alt, x_range=x_range, y_range=y_range)  # fmt: skip
         figures.append({"uri": f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}", "alt": alt})
         rows += [[value, label, shown(at), str(len(v)), shown(sum(v) / len(v)), shown(min(v)), shown(max(v))]
                  for label, line in panel.items() for at, v in line.items()]  # fmt: skip
-    said = f"A panel for each {by}, all over the same range; lines are means, shades reach from the least to the most of a point's rows."
-    said += f" {left_out} more lines are in the table only." if left_out else ""
+    said = f"A panel for each {by}, all over the same ranges; lines are means, shades reach from the least to the most of a point's rows."
+    said += f" {left_out} more lines are in the table only." if left_out > 0 else ""
     heads = [by, "line", x, "rows", f"mean {y}", "least", "most"]
     return {"title": f"{y} against {x}, by {by}", "said": said, "figures": figures, "heads": heads, "rows": rows}
 

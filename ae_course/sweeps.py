@@ -279,11 +279,11 @@ def share(seat: int, seats: int, cores: int, cards: Sequence[str] = (), limit: s
     settings = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     return settings | ({"CUDA_VISIBLE_DEVICES": cards[seat % len(cards)]} if cards else {})
 
-# %% ../nbs/93_sweeps.ipynb #ccdcf2ed
+# %% ../nbs/93_sweeps.ipynb #1dcc56d7
 class Local:
     "Cells in processes on this machine, `workers` at a time; one alone has the whole machine."
 
-    lag = 0.0  # seconds until a result may be seen
+    lag = 0.0  # seconds until a result may be seen, above 0 where runs may be on other machines
     busy_tries, pause = 1, 0.0  # how often, and after how many seconds, a cell that another process holds is tried again
 
     def __init__(self, workers: int = 1):
@@ -292,7 +292,8 @@ class Local:
         self.settings = [share(i, workers, cores(), cards, limit) if workers > 1 else {} for i in range(workers)]
         self.children: list[tuple[str, Path, Child] | None] = [None] * workers
         threads = sorted({settings["OMP_NUM_THREADS"] for settings in self.settings if settings})
-        self.about = f"{workers} workers on this machine, {' or '.join(threads)} threads each" if workers > 1 else ""
+        each = f"{' or '.join(threads)} thread{'s' * (threads != ['1'])} each"
+        self.about = f"{workers} workers on this machine, {each}" if workers > 1 else ""
         self.about += f", {len(cards)} graphics card{'s' * (len(cards) > 1)} in turn" if cards else ""
 
     @property
@@ -706,7 +707,7 @@ class Sweep:
         place = f"[{self.queue.skipped + sum(self.states.values())}/{len(self.grid)}]"
         self.board.note(f"{place} {self.words(cell)}: {state} {f'in {clock(seconds)}' if state == 'done' else f'({cause})'}")
 
-# %% ../nbs/93_sweeps.ipynb #999742ce
+# %% ../nbs/93_sweeps.ipynb #68a37e57
 class Shown(Sweep):
     "A sweep that shows itself."
 
@@ -749,6 +750,8 @@ class Shown(Sweep):
             rows.append({**self.grid.place(cell.parameters), "stage": seen.get("stage", "starting"),
                          "epoch": f"{seen['epoch']}/{seen['epochs']}" if seen else "-", "done": bar(seen.get("fraction", 0.0)),
                          "loss": loss, "left": clock(seen["remaining"]) if seen else "-"})  # fmt: skip
+            if self.engine.lag:  # it may be anywhere
+                rows[-1]["on"] = read_json(cell.folder / "status.json").get("host") if seen else "-"
         return [f"{self.grid.name}: {', '.join(head)}", *(f"  {line}" for line in (table(rows).splitlines() if rows else []))]
 
     def show(self) -> None:
