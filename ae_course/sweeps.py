@@ -279,12 +279,12 @@ def share(seat: int, seats: int, cores: int, cards: Sequence[str] = (), limit: s
     settings = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     return settings | ({"CUDA_VISIBLE_DEVICES": cards[seat % len(cards)]} if cards else {})
 
-# %% ../nbs/93_sweeps.ipynb #1dcc56d7
+# %% ../nbs/93_sweeps.ipynb #78f46869
 class Local:
     "Cells in processes on this machine, `workers` at a time; one alone has the whole machine."
 
     lag = 0.0  # seconds until a result may be seen, above 0 where runs may be on other machines
-    busy_tries, pause = 1, 0.0  # how often, and after how many seconds, a cell that another process holds is tried again
+    busy_tries, pause = 6, 5.0  # how often, and after how many seconds, a cell that another process holds is tried again
 
     def __init__(self, workers: int = 1):
         cards = graphics_cards() if workers > 1 else ()

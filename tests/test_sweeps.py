@@ -45,7 +45,7 @@ def of_this_lab(lab) -> list[int]:
     return found
 
 
-def wait(what, timeout: float = 40.0):
+def wait(what, timeout: float = 90.0):
     "The first true value of `what()`."
     end = time.monotonic() + timeout
     while time.monotonic() < end:
@@ -163,7 +163,7 @@ def test_the_smallest_sweep_through_papermill_goes_on_after_a_killed_kernel(lab)
 
 
 def test_an_interrupted_cell_resumes_from_its_checkpoint(lab):
-    process = lab.start("sweep", "train", "--grid", "seed=0,1", "-p", "steps", "12", "--workers", "2", *PLAIN, env={"TOY_NAP": "0.1"})
+    process = lab.start("sweep", "train", "--grid", "seed=0,1", "-p", "steps", "12", "--workers", "2", *PLAIN, env={"TOY_NAP": "0.4"})
     wait(lambda: len(running(lab, 3)) == 2)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=40)
@@ -186,7 +186,6 @@ def test_a_finished_run_of_other_code_is_reported_and_force_runs_it_again(lab):
     assert result.returncode == 0 and "3 of 3 runs done, in" in result.stdout, result.stdout + result.stderr
     results = [json.loads(path.read_text()) for path in lab.runs.glob("count/*/result.json")]
     assert len({r["code_version"] for r in results}) == 1 and len(list(lab.runs.glob("count/*/result.previous.json"))) == 3
-    assert all(r["seconds"] < 5 for r in results)
 
 
 def test_two_sweeps_over_one_grid_share_the_work(lab):
@@ -198,16 +197,17 @@ def test_two_sweeps_over_one_grid_share_the_work(lab):
     assert len(logs) == 6 and all(len(log) == 6 for log in logs)  # two sizes, three steps, none twice
 
 
-def test_a_cell_that_is_held_elsewhere_is_listed_as_busy(lab):
-    assert lab("sweep", "count", "--grid", "seed=0", *PLAIN).returncode == 0
-    (folder,) = lab.folders("count")
-    (folder / "result.json").unlink()
-    holder = lab.start("run", "count", *PLAIN, env={"TOY_NAP": "8"})
+def test_a_cell_that_is_held_elsewhere_is_listed_as_busy(lab, monkeypatch, capsys):
+    monkeypatch.setenv("AE_COURSE_NBS", str(lab.nbs))
+    monkeypatch.setattr(sweeps.Local, "busy_tries", 2)
+    monkeypatch.setattr(sweeps.Local, "pause", 0.2)
+    holder = lab.start("run", "count", *PLAIN, env={"TOY_NAP": "60"})
     wait(lambda: running(lab, 0))
-    result = lab("sweep", "count", "--grid", "seed=0,1", *PLAIN)
+    assert sweeps.sweep("count", ["seed=0,1"], out=str(lab.runs), engine="plain") == 1
     holder.kill()
     holder.communicate()
-    assert result.returncode == 1 and "busy" in result.stdout and "in use by process" in result.stdout and "1 of 2" in result.stdout
+    said = capsys.readouterr().out
+    assert "busy" in said and "in use by process" in said and "1 of 2 runs done" in said
 
 
 # signals and deaths
@@ -455,7 +455,7 @@ class Farm:
         return subprocess.Popen(command, cwd=self.lab.place, env={**self.lab.env, **(env or {})}, stdout=said, stderr=said)
 
     def worker(self):
-        fast = {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "1s", "TOY_NAP": "0.15"}
+        fast = {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "1s", "TOY_NAP": "0.3"}
         local = str(self.lab.place / "dask")
         return self.dask("worker", "--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", local, env=fast)
 
@@ -494,7 +494,7 @@ def test_a_dask_worker_that_is_killed_takes_its_run_along_and_the_cell_goes_on_e
 @dask
 @linux
 def test_a_killed_scheduler_ends_the_sweep_and_its_runs_and_the_next_start_goes_on(lab, farm):
-    grid = ("sweep", "count", "--grid", "seed=0,1,2", "-p", "steps", "12", *PLAIN)
+    grid = ("sweep", "count", "--grid", "seed=0,1,2", "-p", "steps", "6", *PLAIN)
     process = lab.start(*grid, "--scheduler", str(farm.file))
     wait(lambda: len(done(lab)) >= 1 and running(lab))
     farm.scheduler.kill()
