@@ -1,0 +1,289 @@
+"The networks of Daly et al.: TensorFlow's alignment layer by layer, published counts, every option, the schedule, bad input."
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from ae_course.autoencoder import Autoencoder, load_model, save_model
+from ae_course.base import BadArgument
+from ae_course.generation import (
+    GaussianNoise,
+    SameConv2d,
+    SameConvTranspose2d,
+    Statistics,
+    daly,
+    same_padding,
+    schedule_of,
+    size_of,
+)
+from ae_course.training import daly_schedule, fit, seeded
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def small(**options):
+    return daly(**{"shape": (1, 16, 16), "filters": 4, "latent_dim": 6, "start": "filters", **options})
+
+
+# ---------------------------------------------------------------- TensorFlow's alignment
+
+
+def by_the_rule(x, weight, stride):
+    "tf.nn.conv2d, padding SAME, as its documentation writes it: a sum over the kernel for every place of the output, one image."
+    kernel, size = weight.shape[-1], x.shape[-1]
+    out = -(-size // stride)
+    if size % stride == 0:
+        total = max(kernel - stride, 0)
+    else:
+        total = max(kernel - size % stride, 0)
+    before = total // 2
+    y = torch.zeros(weight.shape[0], out, out, dtype=x.dtype)
+    for i, j, u, v in itertools.product(range(out), range(out), range(kernel), range(kernel)):
+        row, column = stride * i + u - before, stride * j + v - before
+        if 0 <= row < size and 0 <= column < size:
+            y[:, i, j] += weight[:, :, u, v] @ x[:, row, column]
+    return y
+
+
+SIZES = [(8, 4, 2), (8, 5, 2), (7, 5, 2), (6, 4, 1), (6, 5, 1), (5, 4, 2), (2, 5, 2), (1, 4, 2)]
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride"), SIZES)
+def test_convolution_is_tensorflows(size, kernel, stride):
+    layer, x = SameConv2d(2, 3, kernel, stride).double(), normal(1, 2, size, size)
+    wanted = by_the_rule(x[0], layer.weight.detach(), stride) + layer.bias.detach()[:, None, None]
+    assert_close(layer(x)[0].detach(), wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride"), [(4, 4, 2), (4, 5, 2), (5, 5, 2), (6, 4, 1), (6, 5, 1), (3, 2, 2)])
+def test_transposed_convolution_is_the_gradient_of_tensorflows(size, kernel, stride):
+    up = SameConvTranspose2d(3, 2, kernel, stride).double()
+    y, x = normal(1, 3, size, size), normal(2, size * stride, size * stride).requires_grad_()
+    (by_the_rule(x, up.weight.detach(), stride) * y[0]).sum().backward()  # tf.nn.conv2d_transpose is defined as this gradient
+    assert up(y).shape[2:] == x.shape[1:]
+    assert_close(up(y)[0].detach(), x.grad + up.bias.detach()[:, None, None], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("shape", "kernel"), [((3, 32, 32), 4), ((3, 64, 64), 5)])
+def test_every_layer_of_the_networks_is_one_of_these(shape, kernel):
+    halves = daly(shape, 4, 5, depth=2, start="filters")
+    convolutions = [m for half in halves for m in half.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    assert all(isinstance(m, SameConv2d | SameConvTranspose2d) and m.kernel_size == (kernel, kernel) for m in convolutions)
+    seen = {}
+    for name, half in zip(("down", "up"), halves):
+        for m in half:
+            if isinstance(m, SameConv2d | SameConvTranspose2d):
+                note = seen.setdefault(name, []).append
+                m.register_forward_hook(lambda m, given, y, note=note: note((given[0].shape[-1], y.shape[-1], m)))
+    x = torch.rand(2, *shape)
+    assert halves[1](halves[0](x)).shape == x.shape
+    side = shape[1]
+    for before, after, layer in seen["down"]:
+        assert before == side and after == side // layer.stride[0]
+        side = after
+    assert side == shape[1] // 16
+    side = 8
+    for before, after, layer in seen["up"]:
+        assert before == side and after == side * layer.stride[0]
+        side = after
+    assert side == shape[1]
+
+
+def test_padding_is_shared_with_the_odd_zero_at_the_end():
+    cases = ((32, 4, 2), (64, 5, 2), (8, 4, 1), (8, 5, 1), (3, 1, 2))
+    assert [same_padding(*of) for of in cases] == [(1, 1), (1, 2), (1, 2), (2, 2), (0, 0)]
+
+
+# ---------------------------------------------------------------- counts
+
+
+@pytest.mark.parametrize(
+    ("shape", "filters", "k", "start", "encoder", "decoder", "gmacs"),
+    [
+        ((3, 32, 32), 32, 128, "fixed", 0.82, 10.69, 0.186),
+        ((3, 32, 32), 32, 128, "filters", 0.82, 2.77, 0.079),
+        ((3, 32, 32), 64, 128, "filters", 3.02, 6.86, 0.305),
+        ((3, 32, 32), 128, 128, "fixed", 11.55, 18.95, 1.197),
+        ((3, 32, 32), 128, 128, "filters", 11.55, 18.95, 1.197),
+        ((3, 32, 32), 256, 128, "fixed", 45.11, 33.65, 3.66),
+        ((3, 64, 64), 32, 64, "filters", 1.34, 2.14, 0.210),
+        ((3, 64, 64), 64, 64, "fixed", 4.83, 11.84, 1.025),
+        ((3, 64, 64), 128, 64, "fixed", 18.27, 21.48, 3.20),
+    ],
+)
+def test_counts_of_the_networks_of_the_paper(shape, filters, k, start, encoder, decoder, gmacs):
+    with torch.device("meta"):  # no weights, no time
+        halves = daly(shape, filters, k, start=start)
+    found = [sum(p.numel() for p in half.parameters()) / 1e6 for half in halves]
+    assert_close(found, [encoder, decoder], atol=0.006, rtol=0)
+    if filters <= 64:
+        assert_close(size_of(*daly(shape, filters, k, start=start), shape, k).macs / 1e9, gmacs, atol=0.0006, rtol=0)
+
+
+@pytest.mark.parametrize(("filters", "depth", "encoder"), [(64, 2, 8.6), (64, 3, 14.2), (128, 2, 33.8), (128, [3, 3, 2, 1], 18.4)])
+def test_counts_of_the_deeper_networks(filters, depth, encoder):
+    with torch.device("meta"):
+        found = daly((3, 32, 32), filters, 128, depth=depth)[0]
+    assert_close(sum(p.numel() for p in found.parameters()) / 1e6, encoder, atol=0.06, rtol=0)
+
+
+def test_macs_of_the_deeper_networks():
+    for depth, gmacs in ((2, 0.72), (3, 1.13)):
+        found = size_of(*daly((3, 32, 32), 64, 128, depth=depth), (3, 32, 32), 128)
+        assert_close(found.macs / 1e9, gmacs, atol=0.01, rtol=0)
+
+
+def convolutions(network):
+    return [(m.in_channels, m.out_channels, m.stride[0]) for m in network if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+
+
+def test_depth_start_and_decoder_depth():
+    encoder, decoder = small(shape=(3, 32, 32), depth=[3, 3, 2, 1])
+    assert convolutions(encoder) == [(3, 4, 1), (4, 4, 1), (4, 4, 2), (4, 8, 1), (8, 8, 1), (8, 8, 2), (8, 16, 1), (16, 16, 2), (16, 32, 2)]
+    assert convolutions(decoder) == [(32, 16, 1), (16, 16, 2), (16, 8, 1), (8, 8, 1), (8, 8, 2), (8, 3, 1)]  # 4f: 2, 2f: 3
+    decoder = small(shape=(3, 32, 32), depth=[3, 3, 2, 1], decoder_depth="reversed")[1]
+    assert convolutions(decoder) == [(32, 16, 2), (16, 8, 1), (8, 8, 2), (8, 3, 1)]  # 1, 2
+    assert convolutions(small(shape=(3, 64, 64))[1]) == [(32, 16, 2), (16, 8, 2), (8, 4, 2), (4, 3, 1)]
+    assert convolutions(small(shape=(1, 16, 16), start="fixed")[1]) == [(1024, 16, 2), (16, 1, 1)]
+    assert convolutions(small(shape=(1, 128, 128), depth=2)[1])[-3:] == [(4, 2, 1), (2, 2, 2), (2, 1, 1)]
+
+
+def test_keras_start_and_tensorflows_batch_normalisation():
+    with seeded(0):
+        encoder, decoder = daly((3, 32, 32), 16, 20)
+    for layer in [m for half in (encoder, decoder) for m in half.modules() if hasattr(m, "weight") and m.weight.ndim > 1]:
+        fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(layer.weight)
+        bound = (6 / (fan_in + fan_out)) ** 0.5
+        assert 0.9 * bound < layer.weight.abs().max() <= bound and not layer.bias.any()
+    norms = [m for half in (encoder, decoder) for m in half.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 6 and all(m.eps == 1e-3 and m.momentum == 0.01 for m in norms)
+    assert all(m.momentum == 0.1 for m in small(momentum=0.1)[0].modules() if isinstance(m, nn.BatchNorm2d))
+
+
+# ---------------------------------------------------------------- the code
+
+
+def test_norms_of_the_code():
+    x = torch.rand(50, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    for norm in (None, "batch", "layer", "spectral"):
+        with seeded(0):
+            encoder = small(norm=norm)[0]
+        z = encoder(x)
+        if norm == "batch":
+            assert_close(z.mean(0), torch.zeros(6), atol=1e-5, rtol=0)
+            assert ((z.var(0, correction=0) - 1).abs() < 0.2).all()
+        if norm == "layer":
+            assert_close(z.mean(1), torch.zeros(50), atol=1e-5, rtol=0)
+        if norm == "spectral":
+            for _ in range(200):
+                encoder(x)  # a step of the power iteration each
+            assert_close(torch.linalg.matrix_norm(encoder[-1].weight, 2).item(), 1.0, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "spectral"}, {"norm": "batch"}, {"variational": True}])
+def test_a_frozen_latent_layer_stays(options):
+    with seeded(0):
+        model = Autoencoder(*small(frozen=True, **options), reconstruction="bce")
+    if options.get("variational"):
+        assert not any(p.requires_grad for m in model.modules() if isinstance(m, Statistics) for p in m.parameters())
+        return
+    before = copy.deepcopy(model.state_dict())
+    fit(model, torch.rand(64, 1, 16, 16), epochs=2, batch_size=32, device="cpu", progress=False)
+    latent = next(m for m in model.encoder if isinstance(m, nn.Linear))
+    assert not any(p.requires_grad for p in latent.parameters())
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    place = f"encoder.{list(model.encoder).index(latent)}."
+    assert not {n for n in moved if n.startswith(place) and ("bias" in n or n.endswith(("weight", "original")))}
+    assert "encoder.0.weight" in moved and "decoder.1.weight" in moved
+
+
+def test_noise_acts_in_training_alone():
+    encoder, decoder = small(noise=0.5)
+    z = torch.zeros(20_000, 6)
+    noise = decoder[0]
+    assert isinstance(noise, GaussianNoise) and abs(noise(z).std().item() - 0.5) < 0.01
+    decoder.eval()
+    assert torch.equal(decoder[0](z), z) and torch.equal(small()[1][0](z), z)
+
+
+def test_variational_gives_means_and_bounded_log_variances():
+    encoder, decoder = small(variational=True)
+    found = encoder(torch.rand(8, 1, 16, 16))
+    assert found.shape == (8, 12)
+    features = encoder[:-1](torch.rand(8, 1, 16, 16)).detach() * 1e3
+    mean, logvar = encoder[-1](features).chunk(2, 1)
+    assert logvar.abs().max() <= 10 and mean.abs().max() > 10
+    log_sigma = 5 * torch.tanh(encoder[-1].spread(features))
+    assert_close(logvar, 2 * log_sigma)
+    assert decoder(mean[:2]).shape == (2, 1, 16, 16)
+
+
+def test_deterministic_and_variational_share_all_but_the_latent_layer():
+    with seeded(3):
+        plain = small()
+    with seeded(3):
+        variational = small(variational=True)
+    for a, b in zip(plain, variational):
+        for (name, p), q in zip(list(a.named_parameters())[:-2], b.parameters()):
+            assert torch.equal(p, q), name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"norm": "batch"}, {"norm": "layer"}, {"norm": "spectral"}, {"noise": 0.1}, {"frozen": True}, {"depth": [1, 2, 1, 1]}],
+)
+def test_saved_and_trained(options, tmp_path):
+    with seeded(1):
+        model = Autoencoder(*small(momentum=0.1, **options), reconstruction="bce")
+    x = torch.rand(64, 1, 16, 16, generator=torch.Generator().manual_seed(1)).round()
+    history = fit(model, x, epochs=4, batch_size=32, device="cpu", progress=False, schedule=schedule_of(4))
+    assert history["loss"][-1] < history["loss"][0]
+    assert history["lr"] == pytest.approx([1e-4, 1e-3, 1e-4, 1e-5])
+    save_model(model, tmp_path / "model.safetensors")
+    assert torch.equal(load_model(tmp_path / "model.safetensors")(x), model(x))
+
+
+# ---------------------------------------------------------------- schedule, bad input
+
+
+def test_schedule_is_the_papers_and_scales():
+    assert [schedule_of(100)(e) for e in range(100)] == [daly_schedule(e) for e in range(100)]
+    assert [schedule_of(10)(e) for e in range(10)] == [0.1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01]
+    for epochs in (1, 2, 3, 4):
+        assert max(schedule_of(epochs)(e) for e in range(epochs)) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shape": (3, 28, 28)}, r"shape: got \(3, 28, 28\), expected .*one of 16, 32, 64, 128.*size=32"),
+        ({"shape": (3, 32, 64)}, "H = W"),
+        ({"shape": (32, 32)}, "shape"),
+        ({"filters": 0}, "filters: got 0"),
+        ({"latent_dim": 2.0}, "latent_dim: got 2.0"),
+        ({"depth": 0}, "depth: got 0"),
+        ({"depth": [1, 2]}, r"depth: got \[1, 2\], expected an integer of at least 1, or four"),
+        ({"kernel": 1}, "kernel: got 1"),
+        ({"start": "1024"}, "start: got '1024', expected one of fixed, filters"),
+        ({"norm": "group"}, "norm: got 'group'"),
+        ({"norm": "batch", "variational": True}, "with variational=True, expected None"),
+        ({"noise": -0.1}, "noise: got -0.1"),
+        ({"decoder_depth": "same"}, "decoder_depth"),
+        ({"shape": (1, 128, 128), "filters": 1}, "filters: got 1, expected a multiple of 2"),
+        ({"momentum": 2.0}, "momentum: got 2.0"),
+    ],
+)
+def test_bad_input_is_named(options, message):
+    with pytest.raises(BadArgument, match=message):
+        small(**options)
+
+
+def test_schedule_of_no_epochs():
+    with pytest.raises(BadArgument, match="epochs: got 0"):
+        schedule_of(0)
