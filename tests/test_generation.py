@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -11,11 +12,18 @@ from torch.testing import assert_close
 from ae_course.autoencoder import Autoencoder, load_model, save_model
 from ae_course.base import BadArgument
 from ae_course.generation import (
+    EAE,
+    GMMDAE,
+    RAE,
+    WAE,
     GaussianNoise,
     SameConv2d,
     SameConvTranspose2d,
     Statistics,
     daly,
+    mixture_gaps,
+    multiquadratic_mmd,
+    nearest_neighbour_entropy,
     same_padding,
     schedule_of,
     size_of,
@@ -171,13 +179,16 @@ def test_keras_start_and_tensorflows_batch_normalisation():
 
 def test_norms_of_the_code():
     x = torch.rand(50, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    for norm in (None, "batch", "layer", "spectral"):
+    for norm in (None, "batch", "standard", "layer", "spectral"):
         with seeded(0):
             encoder = small(norm=norm)[0]
         z = encoder(x)
         if norm == "batch":
             assert_close(z.mean(0), torch.zeros(6), atol=1e-5, rtol=0)
             assert ((z.var(0, correction=0) - 1).abs() < 0.2).all()
+        if norm == "standard":
+            assert not list(encoder[-1].parameters())
+            assert_close(z.mean(0), torch.zeros(6), atol=1e-5, rtol=0)
         if norm == "layer":
             assert_close(z.mean(1), torch.zeros(50), atol=1e-5, rtol=0)
         if norm == "spectral":
@@ -247,6 +258,135 @@ def test_saved_and_trained(options, tmp_path):
     assert history["lr"] == pytest.approx([1e-4, 1e-3, 1e-4, 1e-5])
     save_model(model, tmp_path / "model.safetensors")
     assert torch.equal(load_model(tmp_path / "model.safetensors")(x), model(x))
+
+
+# ---------------------------------------------------------------- the other rows of Table 2
+
+
+def by_pairs(a, b, same):
+    scales, k = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0), a.shape[1]
+    values = [sum(2 * k * s / (2 * k * s + (u - v).square().sum()) for s in scales)
+              for (i, u), (j, v) in itertools.product(enumerate(a), enumerate(b)) if not (same and i == j)]  # fmt: skip
+    return torch.stack(values).mean()
+
+
+def test_mmd_by_pairs_unbiased_and_differentiable():
+    a, b = normal(7, 3), normal(5, 3, seed=1) + 1
+    assert_close(multiquadratic_mmd(a, b), by_pairs(a, a, True) + by_pairs(b, b, True) - 2 * by_pairs(a, b, False), rtol=1e-10, atol=0)
+    found = torch.stack([multiquadratic_mmd(normal(20, 3, seed=i), normal(30, 3, seed=900 + i)) for i in range(200)])
+    assert found.mean().abs() < 3.5 * found.std() / 200**0.5
+    a.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: multiquadratic_mmd(z, b), a)
+    with pytest.raises(BadArgument, match="got 1 codes and 5 draws"):
+        multiquadratic_mmd(a[:1], b)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_entropy_of_known_distributions(k):
+    z = normal(3000, k, seed=k)
+    spread = torch.linspace(0.5, 2, k).double() if k > 1 else torch.tensor([2.0]).double()
+    wanted = 0.5 * k * math.log(2 * math.pi * math.e) + spread.log().sum().item()
+    assert abs(nearest_neighbour_entropy(z * spread).item() - wanted) < 0.05 + 0.05 * k
+    cube = torch.rand(3000, k, dtype=torch.float64, generator=torch.Generator().manual_seed(k))
+    assert abs(nearest_neighbour_entropy(cube).item()) < 0.05 + 0.06 * k
+    found = [nearest_neighbour_entropy(normal(100, k, seed=i)).item() for i in range(200)]
+    if k == 1:  # hardly biased even for small batches
+        assert abs(sum(found) / 200 - 0.5 * math.log(2 * math.pi * math.e)) < 0.04
+
+
+def test_entropy_gradient_and_bad_batch():
+    z = normal(12, 3).requires_grad_()
+    assert torch.autograd.gradcheck(nearest_neighbour_entropy, z)
+    with pytest.raises(BadArgument, match="got 1 code"):
+        nearest_neighbour_entropy(z[:1])
+
+
+def test_mixture_gaps_by_hand_and_for_draws_of_the_mixture():
+    z, centres = torch.tensor([[2.0], [0.0]]).double(), torch.tensor([[0.0], [2.0]]).double()
+    phi = lambda v: 0.5 * (1 + math.erf(v / 2**0.5))
+    cdf = ((0.5 * (phi(0) + phi(-2)) - 0.5) ** 2 + (0.5 * (phi(2) + phi(0)) - 1) ** 2) / 2
+    found = mixture_gaps(z, centres)
+    assert_close([f.item() for f in found], [cdf, (1 - (1 + 1)) ** 2.0], rtol=1e-10, atol=0)
+    model = GMMDAE(*small(latent_dim=6), components=8)
+    prior = model.prior(6)
+    assert prior.means.shape == (8, 6) and torch.equal(prior.means[7], prior.means[1])
+    usual = model.usual_gaps(50, 6)
+    fresh = torch.tensor([mixture_gaps(prior.sample(50, 1000 + i).double(), prior.means) for i in range(100)]).mean(0)
+    assert_close(torch.tensor(usual, dtype=torch.float64), fresh, rtol=0.15, atol=0)
+    far = mixture_gaps(prior.sample(50).double() + 2, prior.means)
+    assert far[0] > 10 * usual[0] and abs(far[1] - mixture_gaps(prior.sample(50).double(), prior.means)[1]) < 1e-9
+    z = normal(9, 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: mixture_gaps(z, torch.eye(3).double()), z)
+
+
+def member(family, **options):
+    with seeded(0):
+        return family(*small(momentum=0.1, norm="standard" if family is EAE else None), **options)
+
+
+def test_terms_of_the_four():
+    x = torch.rand(32, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    for family in (RAE, WAE, EAE, GMMDAE):
+        model = member(family).eval()
+        z, x_hat = model.encode(x), model(x)
+        torch.manual_seed(5)
+        terms = model.loss_terms(x)
+        error = (x_hat - x).square().flatten(1)
+        assert_close(terms["reconstruction"], error.mean() if family is GMMDAE else error.sum(1).mean())
+        if family is RAE:
+            assert_close(terms["code"], 1e-2 * 0.5 * z.square().sum(1).mean())
+            assert_close(terms["decay"], 1e-6 * sum(p.square().sum() for p in model.decoder.parameters()))
+        if family is WAE:
+            torch.manual_seed(5)
+            assert_close(terms["mmd"], 10 * multiquadratic_mmd(z, torch.randn(32, 6)))
+        if family is EAE:
+            assert_close(terms["entropy"], -0.05 * nearest_neighbour_entropy(z))
+        if family is GMMDAE:
+            gaps = mixture_gaps(z, model.prior(6).means.float())
+            assert_close(terms["cdf"], 5e-4 * gaps[0] / model.usual_gaps(32, 6)[0])
+            assert_close(terms["covariance"], 5e-4 * gaps[1] / model.usual_gaps(32, 6)[1])
+
+
+@pytest.mark.parametrize("family", [RAE, WAE, EAE, GMMDAE])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_four_train_are_seeded_and_saved(family, precision, tmp_path):
+    x = torch.rand(96, 1, 16, 16, generator=torch.Generator().manual_seed(1)).round()
+    options = {"epochs": 3, "batch_size": 32, "device": "cpu", "progress": False, "precision": precision}
+    model, again = member(family), member(family)
+    history = fit(model, x, **options)
+    fit(again, x, **options)
+    assert torch.equal(model.encode(x), again.encode(x)) and history["reconstruction"][-1] < history["reconstruction"][0]
+    save_model(model, tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert type(loaded) is family and torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("family", "strong", "without", "gap"),
+    [(WAE, {"weight": 300.0}, {"weight": 0.0}, lambda z: multiquadratic_mmd(z, normal(256, 6).float())),
+     (EAE, {"weight": 5.0}, {"weight": 0.0}, lambda z: -nearest_neighbour_entropy(z)),
+     (GMMDAE, {"weight": 1.0}, {"weight": 0.0}, lambda z: mixture_gaps(z, torch.eye(6))[0]),
+     (RAE, {"code": 10.0}, {"code": 0.0}, lambda z: z.square().mean())],
+)  # fmt: skip
+def test_strong_terms_move_the_codes_where_they_say(family, strong, without, gap):
+    x = torch.rand(256, 1, 16, 16, generator=torch.Generator().manual_seed(1)).round()
+    found = []
+    for options in (strong, without):
+        model = member(family, **options)
+        fit(model, x, epochs=10, batch_size=64, lr=3e-3, device="cpu", progress=False)
+        with torch.no_grad():
+            found.append(gap(model.encode(x)).item())
+    assert found[0] < (found[1] - 0.1 if family is EAE else 0.5 * found[1])
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [(RAE, {"code": -1.0}, "code: got -1.0"), (RAE, {"decay": math.nan}, "decay"), (WAE, {"weight": -2}, "weight: got -2"),
+     (EAE, {"weight": math.inf}, "weight"), (GMMDAE, {"components": 0}, "components: got 0")],
+)  # fmt: skip
+def test_bad_weights_are_named(family, options, message):
+    with pytest.raises(BadArgument, match=message):
+        member(family, **options)
 
 
 # ---------------------------------------------------------------- schedule, bad input
