@@ -7,7 +7,7 @@ __all__ = ['log', 'OPTIMIZERS', 'daly_schedule', 'Diverged', 'OutOfMemory', 'pic
            'Phase', 'make_phases', 'constant', 'piecewise', 'History', 'pack', 'unpack', 'State', 'save_state',
            'load_state', 'Training', 'train', 'denormals_flushed', 'evaluate', 'fit']
 
-# %% ../nbs/02_training.ipynb #da1c5539
+# %% ../nbs/02_training.ipynb #7895bf0f
 import ctypes
 import hashlib
 import json
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from .autoencoder import CheckpointError, check_weights, describe, read_tensors, write_tensors
 from .base import BadArgument
 from .data import Batch, DataError, Images
+from .replay import Replayed, repeats_itself
 
 # %% ../nbs/02_training.ipynb #a2d934b6
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def order(n: int, seed: int, epoch: int) -> Tensor:
     "The permutation (n,) in which `fit` visits the images in `epoch`."
     return torch.randperm(n, generator=torch.Generator().manual_seed(mix(seed, epoch, 1)))
 
-# %% ../nbs/02_training.ipynb #dc5f0a03
+# %% ../nbs/02_training.ipynb #d275f596
 class Feed:
     """Batches of `data` on `device`: `Images` (bytes, divided by 255 a batch at a time), a float tensor (N, ...), or anything with `len`
     and `batch(index, device) -> Batch`. DataError for an empty set, for integers, and for the first value that is not finite."""
@@ -125,16 +126,17 @@ class Feed:
         "The images at `index` (on the device), values in [0, 1] for `Images`."
         if self.source is not None:
             return self.source.batch(index, self.device)
-        x = self.x[index]
+        take = lambda rows: rows.index_select(0, index)  # copies whole rows; rows[index] goes through their elements
+        x = take(self.x)
         x = x if x.is_floating_point() else x / 255
-        return Batch(x, None if self.y is None else self.y[index], index, {k: v[index] for k, v in self.extras.items()})
+        return Batch(x, None if self.y is None else take(self.y), index, {k: take(v) for k, v in self.extras.items()})
 
     def fingerprint(self) -> str:
         "A short digest of up to 64 images spread over the set: tells another data set, not a single changed pixel."
         batch = self.batch(torch.linspace(0, self.size - 1, min(64, self.size), device=self.device).long())
         return hashlib.sha256(f"{self.size} {tuple(batch.x.shape)}".encode() + batch.x.float().cpu().numpy().tobytes()).hexdigest()[:16]
 
-# %% ../nbs/02_training.ipynb #f3b84c7b
+# %% ../nbs/02_training.ipynb #082d2166
 def _adam(parameters, lr: float) -> torch.optim.Optimizer:
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
     return torch.optim.Adam(parameters, lr=lr, fused=fused)
@@ -164,6 +166,8 @@ class Phase:
     columns: list[str] = field(default_factory=list)  # names of the recorded values
     seen: list[Tensor] = field(default_factory=list)  # one row of them a step, on the device
     steps: list[int] = field(default_factory=list)
+    gradients: Callable | None = None  # batch -> row, gradients; and the step that follows them: as written below, or replayed
+    follow: Callable | None = None
 
     def set_lr(self, factor: float) -> None:
         for group in self.optimizer.param_groups:
@@ -203,33 +207,71 @@ def piecewise(factors: dict[int, float]) -> Callable[[int], float]:
 
 daly_schedule = piecewise({0: 0.1, 1: 1.0, 33: 0.1, 66: 0.01})  # times lr=1e-3, of 100 epochs (Daly et al. 2022)
 
-# %% ../nbs/02_training.ipynb #78647a9e
-def _backward(model: nn.Module, batch: Batch, phase: Phase, precision) -> Tensor:
-    "Gradients of the phase's summed loss terms; records every term, the loss and what `monitor` adds. Returns the loss."
-    for p in phase.parameters:
-        p.grad = None
-    with precision():
+# %% ../nbs/02_training.ipynb #8e70b58a
+def _gradients(model: nn.Module, batch: Batch, phase: Phase, precision) -> list[Tensor | None]:
+    "A row of what is recorded (every term, the loss, what `monitor` adds), and the gradients of the phase's summed loss terms."
+    with torch.enable_grad(), precision():
         terms = model.loss_terms(batch, phase.name)
     loss = next(iter(terms.values())) if len(terms) == 1 else torch.stack(list(terms.values())).sum()
-    loss.backward()
+    grads = torch.autograd.grad(loss, phase.parameters, allow_unused=True)
     seen = terms if len(terms) == 1 else {**terms, "loss": loss}
     if hasattr(model, "monitor"):
         with torch.no_grad():
             seen = {**seen, **model.monitor(batch)}
     phase.columns = list(seen)
-    phase.seen.append(torch.stack([value.detach() for value in seen.values()]))
-    return loss
+    return [torch.stack([value.detach() for value in seen.values()]), *grads]
 
 
-def _step(model: nn.Module, batch: Batch, phase: Phase, precision) -> None:
-    "One optimizer step of one phase."
+def _follow(phase: Phase, *grads: Tensor | None) -> list:
+    "One step of the phase's optimizer along `grads`."
+    for p, grad in zip(phase.parameters, grads, strict=True):
+        p.grad = grad
+    phase.optimizer.step()
+    return []
+
+# %% ../nbs/02_training.ipynb #e5057880
+def _replay(t: "Training", phase: Phase, batch: Batch) -> None:
+    "Let kernels be played again for `phase.gradients` and `phase.follow`; `batch` shows which parts a batch has."
+    given = [name for name in ("x", "y", "index") if getattr(batch, name) is not None]
+
+    def gradients(*tensors: Tensor) -> list[Tensor | None]:
+        named = dict(zip(given, tensors))
+        return _gradients(t.model, Batch(**named, extras=dict(zip(batch.extras, tensors[len(given) :]))), phase, t.precision)
+
+    def changed() -> list[Tensor]:
+        kept = [v for state in phase.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+        return [*phase.parameters, *kept]
+
+    by_shape = Replayed(gradients, t.model.buffers)
+    phase.gradients = lambda batch: by_shape(*(getattr(batch, name) for name in given), *batch.extras.values())
+    if type(phase.optimizer) is torch.optim.Adam and phase.optimizer.defaults["fused"]:
+        by_rate = Replayed(partial(_follow, phase), changed, after=1)  # the first step makes the optimizer's state
+        phase.follow = lambda *grads: by_rate(*grads, key=phase.optimizer.param_groups[0]["lr"])
+
+
+def _step(t: "Training", batch: Batch, phase: Phase) -> None:
+    "One optimizer step of one phase; its record goes to `phase.seen`."
+    if phase.gradients is None:
+        phase.gradients = lambda batch: _gradients(t.model, batch, phase, t.precision)
+        phase.follow = partial(_follow, phase)
+        if t.replay and isinstance(batch, Batch):
+            _replay(t, phase, batch)
     if not isinstance(phase.optimizer, torch.optim.LBFGS):
-        _backward(model, batch, phase, precision)
-        phase.optimizer.step()
+        row, *grads = phase.gradients(batch)
+        phase.seen.append(row.clone())  # a replay's next row comes to the same memory
+        phase.follow(*grads)
         return
-    tried = len(phase.seen)
-    phase.optimizer.step(lambda: _backward(model, batch, phase, precision))
-    del phase.seen[tried + 1 :]  # the row of the step's start stays; the line search's trials go
+    tried = []
+
+    def loss() -> Tensor:
+        row, *grads = phase.gradients(batch)
+        tried.append(row.clone())
+        for p, grad in zip(phase.parameters, grads):
+            p.grad = grad
+        return tried[-1][phase.columns.index("loss") if "loss" in phase.columns else 0]
+
+    phase.optimizer.step(loss)
+    phase.seen.append(tried[0])  # the row of the step's start; the others are the line search's trials
 
 # %% ../nbs/02_training.ipynb #7f14a7bb
 class History:
@@ -367,7 +409,7 @@ def load_state(path: Path, state: State, model: nn.Module, phases: list[Phase]) 
     model.load_state_dict(weights)
     return reached
 
-# %% ../nbs/02_training.ipynb #aa9282a4
+# %% ../nbs/02_training.ipynb #57b246a0
 @dataclass
 class Training:
     "One call of `fit`: what it was given, and where it stands."
@@ -384,6 +426,7 @@ class Training:
     validation: Feed | None
     checkpoint: Path | None
     checkpoint_seconds: float
+    replay: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
     saved_at: float = -math.inf
 
@@ -393,7 +436,7 @@ class Training:
             save_state(self.checkpoint, self.state, self.model, self.phases)
             self.saved_at = time.monotonic()
 
-# %% ../nbs/02_training.ipynb #29b439d8
+# %% ../nbs/02_training.ipynb #5bf086e7
 class _Stopped(Exception):
     "The loop has saved and ended because of a signal."
 
@@ -410,7 +453,7 @@ def _steps(t: Training, epoch: int) -> list[int]:
         for phase in t.phases:
             if step % phase.every == 0:
                 phase.steps.append(step)
-                _step(t.model, batch, phase, t.precision)
+                _step(t, batch, phase)
         if t.stop.is_set():
             _check_finite(t.model, t.phases, epoch)
             t.state = State(t.state.settings, epoch, step + 1, t.state.rows)
@@ -586,7 +629,7 @@ def _reporter(progress, done: int, epochs: int):
 
         yield show
 
-# %% ../nbs/02_training.ipynb #92ca7c01
+# %% ../nbs/02_training.ipynb #2cb612ae
 def fit(
     model: nn.Module,
     data,
@@ -603,6 +646,7 @@ def fit(
     checkpoint: str | Path | None = None,
     progress=True,
     checkpoint_seconds: float = 10.0,
+    replay: bool | None = None,
 ) -> History:
     """Train `model`, in place and on `device`, where it stays, in eval mode; one row an epoch in the History: every term, lr, seconds.
 
@@ -615,6 +659,9 @@ def fit(
     checkpoint: a file kept up to date (at most every `checkpoint_seconds`, at the end, and on Ctrl-C). If it is there, training resumes
     from it, on the CPU bit for bit; a finished one is loaded and nothing is trained. Its settings must be
     the same, only `epochs` may grow; `schedule` and `validation` are not compared.
+    replay: whether the kernels of a step may be played again, which is faster (lesson 02_replay); None: where every part of the model is
+    PyTorch's, the course's or enrolled. A model that counts, prints or draws elsewhere within `loss_terms` needs False. The losses are
+    those of the plain loop up to rounding.
     The same call gives the same weights on the CPU with the same number of threads.
 
     Errors: DataError, BadArgument, CheckpointError, Diverged (the model then holds the last finite epoch), OutOfMemory.
@@ -648,6 +695,7 @@ def fit(
             held_out,
             checkpoint and Path(checkpoint),
             checkpoint_seconds,
+            repeats_itself(model) if replay is None else replay,
         )
         with torch.random.fork_rng():
             if training.checkpoint and training.checkpoint.exists():
