@@ -6,9 +6,10 @@
 __all__ = ['LARGE', 'FACTORIES', 'EMPTY', 'Recorder', 'CannotReplay', 'Script', 'write', 'record', 'repeats_itself', 'capture',
            'Replayed']
 
-# %% ../nbs/02_replay.ipynb #a734a06a
+# %% ../nbs/02_replay.ipynb #5a5732ac
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,8 @@ def _check(kernel, result) -> None:
     if tags & set(kernel.tags) or not plain:
         raise CannotReplay(f"{kernel}: the result's value decides what is done next, or its shape")
 
-# %% ../nbs/02_replay.ipynb #f40eca60
-LARGE = 1_000_000  # multiplications from which oneDNN's product is the faster one: measured, tests/benchmarks/products.py
+# %% ../nbs/02_replay.ipynb #de9979d4
+LARGE = 1_000_000  # multiplications from which oneDNN's product is the faster one: measured, `python tests/benchmarks/training.py --products`
 FACTORIES = {
     "ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full", "ones", "zeros", "full", "arange", "scalar_tensor",
 }  # fmt: skip
@@ -223,7 +224,7 @@ def _close(a: Tensor | None, b: Tensor | None) -> bool:
     scale = b.abs().max().nan_to_num(0, 0, 0).item() if b.numel() else 0.0
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
 
-# %% ../nbs/02_replay.ipynb #e6a649c9
+# %% ../nbs/02_replay.ipynb #a2f56400
 def _rehearsed(f: Callable, inputs: list[Tensor], state: list[Tensor], make: Callable) -> Callable:
     "What `make(run)` makes, once it has given the same as `f`; `run(g)` calls g on the inputs and then puts `state` and the generators back."
     kept = [t.clone() for t in state]
@@ -253,20 +254,18 @@ def record(f: Callable, inputs: Iterable[Tensor], state: Iterable[Tensor] = ()) 
     inputs = list(inputs)
 
     def make(run: Callable) -> Callable:
-        takes = []
-        for _ in range(2):
-            takes.append(Recorder())
+        first, second = Recorder(), Recorder()
 
-            def seen(*tensors: Tensor, take=takes[-1]) -> list[Tensor]:
-                with take:
-                    return f(*tensors)
+        def seen(take: Recorder, *tensors: Tensor) -> list[Tensor]:
+            torch.rand(len(first.calls))  # another place in the generator's sequence: noise, too, must come from within the calls
+            with take:
+                return f(*tensors)
 
-            outputs = run(seen)
-            if len(takes) == 1:
-                first = outputs
-        if not _same(takes[0].calls, takes[1].calls):
+        outputs = run(partial(seen, first))
+        run(partial(seen, second))
+        if not _same(first.calls, second.calls):
             raise CannotReplay("two recordings differ: something outside of PyTorch decides (a counter, another generator)")
-        return write(takes[0].calls, inputs, first)
+        return write(first.calls, inputs, outputs)
 
     return _rehearsed(f, inputs, list(state), make)
 
