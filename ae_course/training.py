@@ -5,20 +5,23 @@
 # %% auto #0
 __all__ = ['log', 'OPTIMIZERS', 'daly_schedule', 'Diverged', 'OutOfMemory', 'pick_device', 'mix', 'seeded', 'order', 'Feed',
            'Phase', 'make_phases', 'constant', 'piecewise', 'History', 'pack', 'unpack', 'State', 'save_state',
-           'load_state', 'Training', 'train', 'denormals_flushed', 'evaluate', 'fit']
+           'load_state', 'Training', 'train', 'denormals_flushed', 'evaluate', 'fit', 'fit_many']
 
-# %% ../nbs/02_training.ipynb #7895bf0f
+# %% ../nbs/02_training.ipynb #694a452b
 import ctypes
 import hashlib
 import json
 import logging
 import math
+import multiprocessing
+import queue
 import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -29,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from .autoencoder import CheckpointError, check_weights, describe, read_tensors, write_tensors
-from .base import BadArgument
+from .base import BadArgument, check_size
 from .data import Batch, DataError, Images
 from .replay import Replayed, repeats_itself
 
@@ -497,9 +500,11 @@ def train(t: Training, report: Callable[[dict], None]) -> None:
             raise
         t.save(due=epoch + 1 == t.epochs)
 
-# %% ../nbs/02_training.ipynb #123ceead
+# %% ../nbs/02_training.ipynb #1eb9c147
 def _release_helpers() -> None:
     "Let OpenMP's helper threads of this thread go; the next parallel operation makes new ones. Nothing where OpenMP offers no pause."
+    if torch.get_num_threads() == 1:
+        return  # there are none, or, in a forked process, only their traces
     pause = getattr(ctypes.CDLL(None), "omp_pause_resource_all", None) if sys.platform != "win32" else None
     if pause is not None:
         pause(2)  # omp_pause_hard (OpenMP 5.0, section 3.2.44)
@@ -715,3 +720,106 @@ def fit(
     finally:
         model.eval()
     return History(training.state.rows)
+
+# %% ../nbs/02_training.ipynb #a023f878
+def _named(error: BaseException, i: int, models: list) -> BaseException:
+    "`error`, its message saying which of the models it came from."
+    where = f"model {i + 1} of {len(models)} ({type(models[i]).__name__})"
+    if len(error.args) == 1 and isinstance(error.args[0], str):
+        error.args = (f"{where}: {error.args[0]}",)
+    else:
+        error.add_note(where)
+    return error
+
+
+def _trainer(models: list, data, calls: list[dict], waiting, told) -> None:
+    "What a worker does: train the models whose numbers are `waiting`; ('row' or 'done' or 'error', number, what) goes to `told`."
+    torch.set_num_threads(1)
+    while (i := waiting.get()) is not None:
+        try:
+            told.put(("done", i, fit(models[i], data, progress=lambda row, i=i: told.put(("row", i, row)), **calls[i]).rows))
+        except BaseException as error:
+            told.put(("error", i, error))
+            return
+
+
+def _side_by_side(models: list, data, calls: list[dict], workers: int, report: Callable[[dict], None]) -> list[History]:
+    "The histories of `models`, trained by `workers` forked processes; the first error, or a signal, ends them all, with their checkpoints."
+    fork, stop, rows = multiprocessing.get_context("fork"), threading.Event(), {}
+    waiting, told = fork.SimpleQueue(), fork.Queue()
+    for i in [*range(len(models)), *[None] * workers]:
+        waiting.put(i)
+    for model in models:
+        model.share_memory()
+    processes = [fork.Process(target=_trainer, args=(models, data, calls, waiting, told)) for _ in range(workers)]
+    with _signals_noted(stop):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads: the children use none of the parent's
+                for process in processes:
+                    process.start()
+            while len(rows) < len(models):
+                try:
+                    kind, i, what = told.get(timeout=0.2)
+                except queue.Empty:
+                    if stop.is_set():
+                        raise _Stopped from None
+                    if not any(process.is_alive() for process in processes) and told.empty():
+                        lost = [i + 1 for i in range(len(models)) if i not in rows]
+                        raise OutOfMemory(f"the process that trained one of the models {lost} was ended from outside; "
+                                          "where memory ran out, use fewer workers") from None  # fmt: skip
+                    continue
+                if kind == "error":
+                    raise _Stopped if stop.is_set() else _named(what, i, models)
+                if kind == "done":
+                    rows[i] = what
+                else:
+                    report({**what, "model": i})
+        finally:
+            for process in processes:
+                if process.is_alive() and len(rows) < len(models):
+                    process.terminate()  # `fit` saves its checkpoint and ends
+            for process in processes:
+                process.join()
+            for t in (t for model in models for t in (*model.parameters(), *model.buffers())):
+                t.data = t.data.clone()  # out of the shared memory
+    return [History(rows[i]) for i in range(len(models))]
+
+
+def fit_many(
+    models: Iterable[nn.Module], data, *, seed: int | Sequence[int] = 0, checkpoint: str | Path | None = None, progress=True,
+    device: str | torch.device = "auto", workers: int | None = None, **options,
+) -> list[History]:  # fmt: skip
+    """Train each of `models` as `fit(model, data, ...)` would, side by side on a CPU; a History each, in the same order.
+
+    seed: one for all, or one each. checkpoint: a file each, `-model1` and so on after its stem. progress: a bar over all epochs, nothing,
+    or a function of each row, which has the model's number (from 0) as "model". options: those of `fit`, the same for all.
+    workers: processes, each with one thread; None for as many as this process may use threads. The models are trained one after another,
+    in this process, where it is 1, on a GPU, and where a process cannot be forked (Windows, macOS). The weights are those of `fit` with
+    one thread, to the bit on the same machine. Models may be of any kind; what a training changes in them beside parameters and buffers
+    is lost with its process. A model's error names the model and ends all; a signal does too, and what has a checkpoint can be resumed.
+    """
+    models, device = list(models), pick_device(device)
+    n, each = len(models), [t for model in models for t in model.parameters()]
+    if len({id(t) for t in each}) < len(each):
+        raise BadArgument("models: two of them share parameters; train them one after another, or copy them (copy.deepcopy)")
+    seeds = [seed] * n if isinstance(seed, int) else list(seed)
+    if len(seeds) != n:
+        raise BadArgument(f"seed: got {len(seeds)} for {n} models, expected one for all or one each")
+    kept = [checkpoint and Path(checkpoint).with_stem(f"{Path(checkpoint).stem}-model{i + 1}") for i in range(n)]
+    calls = [{**options, "seed": s, "checkpoint": c, "device": device} for s, c in zip(seeds, kept)]
+    workers = min(n, torch.get_num_threads() if workers is None else check_size("workers", workers))
+    forks = sys.platform == "linux" and device.type == "cpu" and not multiprocessing.current_process().daemon
+    with _reporter(progress, 0, n * options.get("epochs", 0)) as report:
+        if forks and workers > 1:
+            histories = _side_by_side(models, data, calls, workers, report)
+        else:
+            histories = []
+            for i, (model, call) in enumerate(zip(models, calls)):
+                try:
+                    histories.append(fit(model, data, progress=lambda row, i=i: report({**row, "model": i}), **call))
+                except Exception as error:
+                    raise _named(error, i, models) from None
+    for model in models:
+        model.eval()
+    return histories

@@ -1,103 +1,169 @@
-"""Images per second of `fit` against two loops, interleaved in one process: python tests/benchmarks/training.py [--rounds 5]
+"""What a step of `fit` costs, family by family: python tests/benchmarks/training.py [--products] [--many] [--start] [--rounds 5]
 
-784-256-64-256-784 perceptrons, ReLU, sigmoid output, mean squared error, Adam, float32, on one and the same data:
-- DataLoader: the plain loop of most tutorials (TensorDataset, shuffled, no workers, Adam as PyTorch has it by default),
-- tight: images in memory as floats, one index operation a batch, fused Adam, nothing recorded,
-- fit: the course's loop, which also records every term of every step and flushes denormals.
-Each round trains each loop for some epochs from the same start; the epochs' times after the first of each are kept. Prints medians,
-their spread, and ratios of medians. Not a test: nothing here passes or fails.
+By default: for each family, the seconds of a training by `fit`, replayed and as written, against the same family's tight loop (images in
+memory, one index operation a batch, the loss terms' sum, fused Adam, nothing recorded), in turns in one process; medians, ranges, and ratios of the
+same round; and what the last epoch takes beside the second (numbers too small to be worth their time).
+--products: the products of matrices of a dense layer by PyTorch's `mm` and by oneDNN, whose crossing is `ae_course.replay.LARGE`.
+--many: `fit_many` over the slides' nine code sizes against one `fit` after another, both with as many threads as --threads says.
+--start: seconds from the command to its first line of help, and of an experiment to its first epoch.
+Seconds are those of this thread on the processor (--clock cpu, undisturbed by others that wait for the same core) or of the wall.
+Not a test: nothing here passes or fails.
 """
 
 import argparse
+import os
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 
 import torch
-import torch.nn.functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
 from ae_course.autoencoder import Autoencoder, mlp
-from ae_course.training import fit, order, seeded
+from ae_course.contractive import ContractiveAutoencoder, tied
+from ae_course.data import load
+from ae_course.denoising import DenoisingAutoencoder, gaussian
+from ae_course.replay import LARGE, _linear
+from ae_course.sparse import SparseAutoencoder
+from ae_course.stacked import conv_stack
+from ae_course.training import denormals_flushed, fit, fit_many, order, seeded
+from ae_course.undercomplete import network
+
+FAMILIES = {
+    "plain": lambda: Autoencoder(*mlp(hidden=(256,), latent_dim=64)),
+    "plain, 784-1024-32": lambda: Autoencoder(*mlp(hidden=(1024,), latent_dim=32)),
+    "sparse, KL": lambda: SparseAutoencoder(*mlp(hidden=(256,), latent_dim=64, code_activation="sigmoid"), 0.1, "kl", 0.05),
+    "denoising": lambda: DenoisingAutoencoder(*mlp(hidden=(256,), latent_dim=64), gaussian(0.3)),
+    "contractive": lambda: ContractiveAutoencoder(*tied(latent_dim=256), 0.1, "closed"),
+    "convolutional": lambda: Autoencoder(*conv_stack(channels=(16, 32))),
+}
 
 
-def build(device):
+def built(make):
     with seeded(0):
-        return Autoencoder(*mlp((1, 28, 28), hidden=(256,), latent_dim=64)).to(device)
+        return make()
 
 
-def dataloader_loop(x, epochs, batch_size, device):
-    model, seconds = build(device), []
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    loader = DataLoader(TensorDataset(x), batch_size=batch_size, shuffle=True)
-    for _ in range(epochs):
-        start = time.perf_counter()
-        for (batch,) in loader:
-            batch = batch.to(device)
-            optimizer.zero_grad()
-            F.mse_loss(model(batch), batch).backward()
-            optimizer.step()
-        wait(device)
-        seconds.append(time.perf_counter() - start)
-    return seconds
+def by_fit(make, data, args, replay):
+    model, marks = built(make), [args.now()]
+    fit(model, data, epochs=args.epochs, batch_size=args.batch_size, device="cpu", replay=replay, progress=lambda row: marks.append(args.now()))
+    return marks
 
 
-def tight_loop(x, epochs, batch_size, device):
-    model, x, seconds = build(device), x.to(device), []
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    for epoch in range(epochs):
-        start = time.perf_counter()
-        for index in order(len(x), 0, epoch).to(device).split(batch_size):
-            batch = x[index]
-            optimizer.zero_grad()
-            F.mse_loss(model(batch), batch).backward()
-            optimizer.step()
-        wait(device)
-        seconds.append(time.perf_counter() - start)
-    return seconds
+def by_tight_loop(make, data, args, replay=None):
+    model, x = built(make).train(), data.pixels()
+    optimizer, marks = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True), [args.now()]
+    with torch.random.fork_rng():
+        for epoch in range(args.epochs):
+            for index in order(len(x), 0, epoch).split(args.batch_size):
+                optimizer.zero_grad()
+                sum(model.loss_terms(x[index]).values()).backward()
+                optimizer.step()
+            marks.append(args.now())
+    return marks
 
 
-def fit_loop(x, epochs, batch_size, device):
-    return fit(build(device), x, epochs=epochs, batch_size=batch_size, device=device, progress=False)["seconds"]
+def families(args):
+    data = load("mnist5k", limit=args.images)
+    loops = {"tight": (by_tight_loop, None), "written": (by_fit, False), "replayed": (by_fit, True)}
+    print(f"{len(data)} images, batch {args.batch_size}, {args.rounds} rounds of {args.epochs} epochs; ms a step, times as fast as the tight loop")
+    steps = -(-len(data) // args.batch_size)
+    for name, make in FAMILIES.items():
+        spent, late = {loop: [] for loop in loops}, {loop: [] for loop in loops}
+        for _ in range(args.rounds):
+            for loop, (run, replay) in loops.items():
+                marks = run(make, data, args, replay)
+                epochs = [b - a for a, b in zip(marks, marks[1:])][1:]
+                spent[loop].append(1e3 * statistics.median(epochs) / steps)
+                late[loop].append(epochs[-1] / epochs[0])
+        shown = []
+        for loop, values in spent.items():
+            ratios = [t / v for t, v in zip(spent["tight"], values)]
+            shown.append(f"{loop} {statistics.median(values):6.2f} [{min(values):.2f}, {max(values):.2f}] "
+                         f"{statistics.median(ratios):.2f}x, last/2nd {statistics.median(late[loop]):.2f}")  # fmt: skip
+        print(f"{name:19} " + " | ".join(shown), flush=True)
 
 
-def wait(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def products(args):
+    def least(work):
+        taken = []
+        for _ in range(args.rounds * 40):
+            start = args.now()
+            work()
+            taken.append(args.now() - start)
+        return 1e6 * min(taken)
+
+    linear = _linear()
+    if linear is None:
+        return print("oneDNN is not built into this PyTorch")
+    print(f"microseconds (least of {args.rounds * 40}); LARGE = {LARGE:,} multiplications")
+    for batch, n, m in ((32, 64, 256), (128, 64, 256), (32, 784, 256), (64, 1024, 784), (128, 784, 256)):
+        x, w, g = torch.rand(batch, n), torch.rand(m, n), torch.rand(batch, m)
+        pairs = {"forward": (x, w.t()), "weights": (g.t(), x), "input": (g, w)}
+        with torch.no_grad():
+            shown = [f"{k} {least(lambda: torch.mm(p, q)):7.1f} {least(lambda: linear(p, q.t(), None, 'none', [], '')):7.1f}"
+                     for k, (p, q) in pairs.items()]  # fmt: skip
+        print(f"{batch:4} x {n:4} x {m:4} = {batch * n * m:11,}: mm, oneDNN: " + " | ".join(shown))
+    return None
+
+
+def many(args):
+    data, sizes = load("mnist5k", limit=args.images), (784, 256, 64, 32, 16, 8, 4, 2, 1)
+    call = {"epochs": args.epochs, "batch_size": 32, "device": "cpu", "progress": False}
+    ratios = []
+    for _ in range(args.rounds):
+        both = []
+        for together in (False, True):
+            models = [built(lambda z=z: network("slides", (1, 28, 28), z)) for z in sizes]
+            start = time.perf_counter()
+            if together:
+                fit_many(models, data, **call)
+            else:
+                for model in models:
+                    fit(model, data, **call)
+            both.append((time.perf_counter() - start, models))
+        ratios.append(both[0][0] / both[1][0])
+        apart = max((p - q).abs().max().item() for a, b in zip(both[0][1], both[1][1]) for p, q in zip(a.parameters(), b.parameters()))
+        print(f"one after another {both[0][0]:.2f} s, fit_many {both[1][0]:.2f} s, {ratios[-1]:.2f}x; weights differ by at most {apart:.1e}", flush=True)
+    print(f"median {statistics.median(ratios):.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]")
+
+
+def start(args):
+    def seconds(*command, until=None):
+        begun = time.perf_counter()
+        with subprocess.Popen([sys.executable, "-m", "ae_course.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            for line in process.stdout:
+                if until and until in line:
+                    break
+            taken = time.perf_counter() - begun
+            process.terminate() if until else process.wait()
+        return taken
+
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(args.rounds):
+            helped = seconds("--help")
+            trained = seconds("run", "code_size", "--preset", "smoke", "--engine", "plain", "--out", os.path.join(folder, str(time.time())), until="epoch")
+            print(f"--help {helped:.2f} s; run to its first epoch {trained:.2f} s", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for mode in (products, many, start):
+        parser.add_argument(f"--{mode.__name__}", dest="mode", action="store_const", const=mode, default=families)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 32])
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu")
     args = parser.parse_args()
-    device = torch.device(args.device)
-    # digits repeated: the arithmetic, and the units that die, are those of real images
-    from ae_course.data import load
-
-    digits = load("mnist5k").pixels()
-    x = digits.repeat(-(-args.images // len(digits)), 1, 1, 1)[: args.images].contiguous()
-    loops = {"DataLoader": dataloader_loop, "tight": tight_loop, "fit": fit_loop}
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, {device}; "
-        f"{len(x)} images, {args.rounds} rounds of {args.epochs} epochs"
-    )
-    for batch_size in args.batch_sizes:
-        times = {name: [] for name in loops}
-        late = {name: [] for name in loops}
-        for _ in range(args.rounds):
-            for name, loop in loops.items():
-                seconds = loop(x, args.epochs, batch_size, device)
-                times[name] += seconds[1:]
-                late[name].append(seconds[-1] / seconds[1])
-        median = {name: statistics.median(values) for name, values in times.items()}
-        print(f"\nbatch {batch_size:4}   {'images/s':>9} {'s/epoch':>8} {'min':>7} {'max':>7} {'last/2nd':>9} {'fit is':>8}")
-        for name, values in times.items():
-            print(f"{name:12} {len(x) / median[name]:9.0f} {median[name]:8.3f} {min(values):7.3f} {max(values):7.3f} "
-                  f"{statistics.median(late[name]):9.2f} {median[name] / median['fit']:7.2f}x")  # fmt: skip
+    args.now = time.thread_time if args.clock == "cpu" else time.perf_counter
+    torch.set_num_threads(args.threads)
+    print(f"torch {torch.__version__}, {args.threads} threads, {platform.machine()}, {args.clock} seconds")
+    with denormals_flushed():
+        args.mode(args)
 
 
 if __name__ == "__main__":
