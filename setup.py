@@ -19,7 +19,7 @@ class BuildWithNotebooks(build_py):
     def run(self):
         super().run()
         if not self.editable_mode:
-            keep = ("*.ipynb", "*.yaml", "experiments/*.ipynb", "experiments/_text/*.py", "experiments/presets/*.yaml",
+            keep = ("*.ipynb", "*.yaml", "*.csv", "experiments/*.ipynb", "experiments/_text/*.py", "experiments/presets/*.yaml",
                     "experiments/results/*.csv", "experiments/results/SHA256SUMS")  # fmt: skip
             target = Path(self.build_lib) / "ae_course" / "nbs"
             for source in sorted(path for pattern in keep for path in (here / "nbs").glob(pattern)):

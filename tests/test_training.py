@@ -477,3 +477,36 @@ def test_the_model_ends_in_eval_mode(digits):
     model = build(Noisy)
     fit(model, digits, epochs=1, **QUIET)
     assert not model.training and torch.equal(model(digits.pixels()), model(digits.pixels()))
+
+
+def test_memory_is_flat_in_epochs_and_the_images_are_held_once():
+    "Peak memory of a process (resource, not time): images as bytes once, and no more after forty epochs than after three."
+    code = """
+        import resource
+        import torch
+        from ae_course.autoencoder import Autoencoder, mlp
+        from ae_course.data import Images
+        from ae_course.training import fit
+
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
+        torch.set_num_threads(1)
+        images = Images(torch.randint(0, 256, (60_000, 1, 28, 28), dtype=torch.uint8))  # 45 MiB; as floats 179
+        small = Images(images.x[:512], name="small")
+        call = {"batch_size": 64, "device": "cpu", "progress": False}
+        fit(Autoencoder(*mlp(hidden=(32,))), small, epochs=3, **call)
+        before = peak()
+        fit(Autoencoder(*mlp(hidden=(32,))), small, epochs=40, **call)
+        later = peak()
+        fit(Autoencoder(*mlp(hidden=(32,))), images, epochs=1, **{**call, "batch_size": 6000})
+        print(later - before, peak() - later)
+    """
+    told = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    grown, whole = map(float, told.stdout.split())
+    assert grown < 4, f"{grown} MiB more after 40 epochs than after 3"
+    assert whole < 140, f"{whole} MiB for 45 MiB of images in batches of 18 MiB"  # a second copy as floats would take 179 more
+
+
+def test_the_command_s_help_needs_no_torch():
+    code = "import sys; from ae_course.cli import main\ntry: main(['--help'])\nfinally: print({'torch', 'numpy'} & set(sys.modules), file=sys.stderr)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert told.stderr.strip().endswith("set()") and "run" in told.stdout

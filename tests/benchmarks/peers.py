@@ -180,8 +180,8 @@ def by_sklearn(a, x, batch):
     from sklearn.neural_network import MLPRegressor
 
     flat, clock = x.flatten(1).numpy(), Clock()
-    how = {"batch_size": batch, "alpha": 0.0, "tol": 0.0, "n_iter_no_change": 10**6, "random_state": 0}
-    model = MLPRegressor(hidden_layer_sizes=(a.width, a.code, a.width), max_iter=1, warm_start=True, **how)  # its output is linear: no sigmoid
+    how = {"batch_size": batch, "alpha": 0.0, "tol": 0.0, "n_iter_no_change": 10**6, "random_state": 0, "warm_start": True}
+    model = MLPRegressor(hidden_layer_sizes=(a.width, a.code, a.width), max_iter=1, **how)  # its output is linear: no sigmoid
     for _ in range(a.epochs):
         model.fit(flat, flat)
         clock.mark()
@@ -318,8 +318,8 @@ def main():
                     seconds[name].append(statistics.median(s for s, _ in told["epochs"][1:]))
                     cpu[name].append(statistics.median(c for _, c in told["epochs"][1:]))
                     losses[name].append(told["loss"])
-            print(f"\nbatch {batch:4}      {'s/epoch':>8} {'min':>7} {'max':>7} {'x fit':>6} {'min':>6} {'max':>6} {'cpu s':>7} {'x fit':>6} "
-                  f"{'loss':>8}")  # fmt: skip
+            heads = zip(("s/epoch", "min", "max", "x fit", "min", "max", "cpu s", "x fit", "loss"), (8, 7, 7, 6, 6, 6, 7, 6, 8))
+            print(f"\nbatch {batch:4}      {' '.join(f'{head:>{width}}' for head, width in heads)}")
             for name in workers:
                 ratios = [s / f for s, f in zip(seconds[name], seconds["replayed"])]
                 work = [s / f for s, f in zip(cpu[name], cpu["replayed"])]
@@ -332,7 +332,7 @@ def main():
                 rows.append({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
                 print(f"{name:15} {row['seconds']:8.3f} {row['seconds_min']:7.3f} {row['seconds_max']:7.3f} {row['ratio']:5.2f}x "
                       f"{row['ratio_min']:5.2f}x {row['ratio_max']:5.2f}x {row['cpu_seconds']:7.3f} {row['cpu_ratio']:5.2f}x "
-                      f"{losses[name][-1]:8.5f}")  # fmt: skip
+                      f"{losses[name][-1]:8.5f}", flush=True)  # fmt: skip
         for process in workers.values():
             process.stdin.close()
             process.wait()

@@ -1,8 +1,8 @@
 """What a step of `fit` costs, family by family: python tests/benchmarks/training.py [--products] [--many] [--start] [--rounds 5]
 
 By default: for each family, the seconds of a training by `fit`, replayed and as written, against the same family's tight loop (images in
-memory, one index operation a batch, the loss terms' sum, fused Adam, nothing recorded), in turns in one process; medians, ranges, and ratios of the
-same round; and what the last epoch takes beside the second (numbers too small to be worth their time).
+memory, one index operation a batch, the loss terms' sum, fused Adam, nothing recorded), in turns in one process; medians, ranges, and
+ratios of the same round; and what the last epoch takes beside the second (numbers too small to be worth their time).
 --products: the products of matrices of a dense layer by PyTorch's `mm` and by oneDNN, whose crossing is `ae_course.replay.LARGE`.
 --many: `fit_many` over the slides' nine code sizes against one `fit` after another, both with as many threads as --threads says.
 --start: seconds from the command to its first line of help, and of an experiment to its first epoch.
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 
 import torch
 
@@ -48,7 +49,8 @@ def built(make):
 
 def by_fit(make, data, args, replay):
     model, marks = built(make), [args.now()]
-    fit(model, data, epochs=args.epochs, batch_size=args.batch_size, device="cpu", replay=replay, progress=lambda row: marks.append(args.now()))
+    call = {"epochs": args.epochs, "batch_size": args.batch_size, "device": "cpu", "replay": replay}
+    fit(model, data, progress=lambda row: marks.append(args.now()), **call)
     return marks
 
 
@@ -68,7 +70,7 @@ def by_tight_loop(make, data, args, replay=None):
 def families(args):
     data = load("mnist5k", limit=args.images)
     loops = {"tight": (by_tight_loop, None), "written": (by_fit, False), "replayed": (by_fit, True)}
-    print(f"{len(data)} images, batch {args.batch_size}, {args.rounds} rounds of {args.epochs} epochs; ms a step, times as fast as the tight loop")
+    print(f"{len(data)} images, batch {args.batch_size}, {args.rounds} rounds of {args.epochs} epochs; ms a step, times the tight pace")
     steps = -(-len(data) // args.batch_size)
     for name, make in FAMILIES.items():
         spent, late = {loop: [] for loop in loops}, {loop: [] for loop in loops}
@@ -103,8 +105,8 @@ def products(args):
         x, w, g = torch.rand(batch, n), torch.rand(m, n), torch.rand(batch, m)
         pairs = {"forward": (x, w.t()), "weights": (g.t(), x), "input": (g, w)}
         with torch.no_grad():
-            shown = [f"{k} {least(lambda: torch.mm(p, q)):7.1f} {least(lambda: linear(p, q.t(), None, 'none', [], '')):7.1f}"
-                     for k, (p, q) in pairs.items()]  # fmt: skip
+            shown = [f"{k} {least(partial(torch.mm, *pq)):7.1f} {least(partial(linear, pq[0], pq[1].t(), None, 'none', [], '')):7.1f}"
+                     for k, pq in pairs.items()]  # fmt: skip
         print(f"{batch:4} x {n:4} x {m:4} = {batch * n * m:11,}: mm, oneDNN: " + " | ".join(shown))
     return None
 
@@ -126,14 +128,15 @@ def many(args):
             both.append((time.perf_counter() - start, models))
         ratios.append(both[0][0] / both[1][0])
         apart = max((p - q).abs().max().item() for a, b in zip(both[0][1], both[1][1]) for p, q in zip(a.parameters(), b.parameters()))
-        print(f"one after another {both[0][0]:.2f} s, fit_many {both[1][0]:.2f} s, {ratios[-1]:.2f}x; weights differ by at most {apart:.1e}", flush=True)
+        print(f"one after another {both[0][0]:.2f} s, fit_many {both[1][0]:.2f} s, {ratios[-1]:.2f}x; "
+              f"weights differ by at most {apart:.1e}", flush=True)  # fmt: skip
     print(f"median {statistics.median(ratios):.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]")
 
 
 def start(args):
     def seconds(*command, until=None):
-        begun = time.perf_counter()
-        with subprocess.Popen([sys.executable, "-m", "ae_course.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        begun, command = time.perf_counter(), [sys.executable, "-m", "ae_course.cli", *command]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             for line in process.stdout:
                 if until and until in line:
                     break
@@ -144,7 +147,8 @@ def start(args):
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.rounds):
             helped = seconds("--help")
-            trained = seconds("run", "code_size", "--preset", "smoke", "--engine", "plain", "--out", os.path.join(folder, str(time.time())), until="epoch")
+            out = os.path.join(folder, str(time.time()))
+            trained = seconds("run", "code_size", "--preset", "smoke", "--engine", "plain", "--out", out, until="epoch")
             print(f"--help {helped:.2f} s; run to its first epoch {trained:.2f} s", flush=True)
 
 
