@@ -279,11 +279,12 @@ def share(seat: int, seats: int, cores: int, cards: Sequence[str] = (), limit: s
     settings = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     return settings | ({"CUDA_VISIBLE_DEVICES": cards[seat % len(cards)]} if cards else {})
 
-# %% ../nbs/93_sweeps.ipynb #78f46869
+# %% ../nbs/93_sweeps.ipynb #791ea7f8
 class Local:
     "Cells in processes on this machine, `workers` at a time; one alone has the whole machine."
 
     lag = 0.0  # seconds until a result may be seen, above 0 where runs may be on other machines
+    moves = 0  # how often a run that was told to end, but not by the sweep, is begun elsewhere
     busy_tries, pause = 6, 5.0  # how often, and after how many seconds, a cell that another process holds is tried again
 
     def __init__(self, workers: int = 1):
@@ -425,7 +426,7 @@ class Cluster:
         shutil.rmtree(self.place.name, ignore_errors=True)  # a worker's nanny may still be clearing up in there
         self.place.cleanup()
 
-# %% ../nbs/93_sweeps.ipynb #7f07ab4a
+# %% ../nbs/93_sweeps.ipynb #e710b2e9
 def connect(address: str, timeout: float = 20.0):
     "A Dask client of the scheduler at an address, or described in a file NAME.json; ParameterError if there is none."
     if not importlib.util.find_spec("distributed"):
@@ -448,7 +449,7 @@ def connect(address: str, timeout: float = 20.0):
 class Dask:
     "Cells in processes on the workers of a Dask scheduler, as many at a time as these have threads."
 
-    lag, busy_tries, pause = 60.0, 12, 10.0
+    lag, busy_tries, pause, moves = 60.0, 12, 10.0, 3
 
     def __init__(self, address: str, workers: int = 1):
         self.cluster = Cluster(workers) if address == "local" else None
@@ -585,16 +586,17 @@ def bar(fraction: float, width: int = 10) -> str:
     full = round(max(0.0, min(fraction, 1.0)) * width)
     return f"[{'#' * full}{'.' * (width - full)}] {fraction:4.0%}"
 
-# %% ../nbs/93_sweeps.ipynb #64448825
+# %% ../nbs/93_sweeps.ipynb #0bfaa067
 @dataclass
 class Cell:
-    "A cell that runs or waits: how often it was busy and killed, when it may start, and the last entry of its log."
+    "A cell that runs or waits: how often it was busy, killed or sent away, when it may start, and the last entry of its log."
 
     key: str
     parameters: dict
     folder: Path
     busy: int = 0
     killed: int = 0
+    moved: int = 0
     after: float = 0.0
     began: float = 0.0
     offset: int = 0
@@ -636,7 +638,7 @@ class Queue:
         "Whether no cell is left."
         return not self.unseen and not self.waiting
 
-# %% ../nbs/93_sweeps.ipynb #2e047d8a
+# %% ../nbs/93_sweeps.ipynb #f503cdce
 def set_aside(folder: Path) -> None:
     "Make a cell as good as never begun; what it had is kept as *.previous. Busy if it is in use."
     with take(folder), redirect_stderr(io.StringIO()):
@@ -672,7 +674,7 @@ class Sweep:
     def begin(self, cell: Cell) -> None:
         "Hand a cell to the engine; one that cannot even start has ended."
         try:
-            if self.force and not cell.busy and not cell.killed:
+            if self.force and not (cell.busy or cell.killed or cell.moved):
                 set_aside(cell.folder)
             log = cell.folder / "log.jsonl"
             cell.began, cell.offset, cell.entry = time.monotonic(), log.stat().st_size if log.exists() else 0, {}
@@ -693,6 +695,11 @@ class Sweep:
         if not self.asked and state == "busy" and cell.busy < self.engine.busy_tries:
             cell.busy += 1
             self.queue.put_back(cell, self.engine.pause)
+            return
+        if not self.asked and state == "interrupted" and cell.moved < self.engine.moves:  # its worker had to go
+            cell.moved += 1
+            self.board.note(f"{self.words(cell)}: its worker was told to end; it goes on elsewhere")
+            self.queue.put_back(cell, 0.0)
             return
         if not self.asked and state == "killed" and cell.killed < self.retries:
             cell.killed += 1

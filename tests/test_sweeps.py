@@ -375,7 +375,7 @@ def test_a_thousand_finished_cells_are_read_once_each(lab, monkeypatch):
 
 
 class Pretended:
-    lag, busy_tries, pause, slots, about = 0.0, 0, 0.0, 500, ""
+    lag, busy_tries, pause, moves, slots, about = 0.0, 0, 0.0, 0, 500, ""
 
     def __init__(self):
         self.keys = []
@@ -474,14 +474,15 @@ def farm(lab):
 
 @dask
 @linux
-def test_a_dask_worker_that_is_killed_takes_its_run_along_and_the_cell_goes_on_elsewhere(lab, farm):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_dask_worker_that_ends_takes_its_run_along_and_the_cell_goes_on_elsewhere(lab, farm, number):
     args = ("sweep", "count", "--grid", "seed=0,1,2,3", "-p", "steps", "8", "--scheduler", str(farm.file), *PLAIN)
     process = lab.start(*args)
     wait(lambda: len(running(lab, 3)) == 2)
     pids = {status["pid"] for status in running(lab)}
     before = done(lab)
-    farm.workers[0].kill()
-    assert wait(lambda: sum(alive(pid) for pid in pids) <= 1, 3)  # its run is gone with it
+    farm.workers[0].send_signal(number)
+    assert wait(lambda: sum(alive(pid) for pid in pids) <= 1, 10)  # its run is gone with it
     out, err = process.communicate(timeout=90)
     assert process.returncode == 0 and "4 of 4 runs done" in out and "is gone" in err, out + err
     assert untouched(before, done(lab)) and len(done(lab)) == 4

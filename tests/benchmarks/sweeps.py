@@ -85,7 +85,7 @@ def recheck(args) -> None:
 class Pretended:
     "An engine that says of each cell that it failed, at once."
 
-    lag, busy_tries, pause, slots, about = 0.0, 0, 0.0, 500, ""
+    lag, busy_tries, pause, moves, slots, about = 0.0, 0, 0.0, 0, 500, ""
 
     def __init__(self):
         self.keys = []
