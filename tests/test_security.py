@@ -105,7 +105,8 @@ def test_nothing_unpacks_unpickles_or_asks_a_shell():
 
 @pytest.mark.parametrize("bad", [
     "import pickle", "from pickle import loads", "import joblib.numpy_pickle", "torch.load(p)", "torch.load(p, weights_only=True)",
-    "torch.jit.load(p)", "pickle.loads(b)", "np.load(p)", "np.load(p, allow_pickle=True)", "np.save(p, a, allow_pickle=x)", "pd.read_pickle(p)", "yaml.load(t)", "os.system('ls')",
+    "torch.jit.load(p)", "pickle.loads(b)",
+    "np.load(p)", "np.load(p, allow_pickle=True)", "np.save(p, a, allow_pickle=x)", "pd.read_pickle(p)", "yaml.load(t)", "os.system('ls')",
     "os.popen('ls')", "subprocess.getoutput('ls')", "subprocess.run('ls')", "subprocess.run(f'ls {p}')", "subprocess.Popen(c, shell=True)",
     "tape.extractall(p)", "archive.extract(m)", "shutil.unpack_archive(p)", "eval(t)", "exec(t)", "tempfile.mktemp()",
 ])  # fmt: skip
