@@ -28,7 +28,7 @@ from .stacked import Classifier
 from .training import Feed, fit, pick_device, seeded
 from .undercomplete import shuffle_pixels
 
-# %% ../nbs/42_distance.ipynb #4094ecaf
+# %% ../nbs/42_distance.ipynb #77cd5b66
 class SmallSample(UserWarning):
     "No more images than features: the distance is right for these samples, but says more about their number than about what they show."
 
@@ -60,44 +60,76 @@ def moments(features) -> Moments:
     return Moments(x.mean(0), centred.T @ centred / (len(x) - 1))
 
 
-def _covariance_factor(covariance: Tensor, name: str) -> Tensor:
-    "F (r, k) with F^T F = `covariance`: Cholesky's, or where that is singular, from its eigenvectors; BadArgument if it is no covariance."
-    root, failed = torch.linalg.cholesky_ex(covariance)
-    if not failed:
-        return root.T
-    values, vectors = torch.linalg.eigh(covariance)
-    small = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
-    if values[0] < -1e6 * small:
-        raise BadArgument(f"{name}: the covariance has eigenvalues from {values[0]:.3g} to {values[-1]:.3g}, expected none below 0")
-    kept = values > small
-    return (vectors[:, kept] * values[kept].sqrt()).T
+class _Cloud(NamedTuple):
+    "What the distance needs of a set: its mean (k,), and its covariance (k, k) or, from few images, a factor F (n, k) of it."
+
+    name: str
+    mean: Tensor
+    covariance: Tensor | None
+    rows: Tensor | None = None
+
+    def factor(self) -> Tensor:
+        "F (r, k) with F^T F the covariance: the rows, Cholesky's factor, or where that is singular, from the eigenvectors."
+        if self.rows is not None:
+            return self.rows
+        root, failed = torch.linalg.cholesky_ex(self.covariance)
+        if not failed:
+            return root.T
+        values, vectors = torch.linalg.eigh(self.covariance)
+        kept = values > len(values) * torch.finfo(values.dtype).eps * self.check_values(values)
+        return (vectors[:, kept] * values[kept].sqrt()).T
+
+    def check_values(self, values: Tensor) -> Tensor:
+        "The largest of eigenvalues in ascending order; BadArgument if the smallest is below 0, beyond rounding."
+        if values[0] < -1e-9 * values.abs().max():
+            raise BadArgument(f"{self.name}: the covariance has eigenvalues below 0, expected none; take the covariance of features")
+        return values.abs().max()
 
 
-def _factor(x, name: str) -> tuple[Tensor, Tensor]:
-    "Mean (k,) and a factor F (r, k) of the covariance, F^T F, of features (n, k) or of a pair (mean, covariance)."
+def _cloud(x, name: str) -> _Cloud:
+    "The `_Cloud` of features (n, k) or of a pair (mean, covariance)."
     if isinstance(x, tuple):
         mean, covariance = _matrix(x[0], f"{name}: mean", 1), _matrix(x[1], f"{name}: covariance")
         if covariance.shape != (len(mean), len(mean)) or not torch.allclose(covariance, covariance.T, rtol=1e-6, atol=1e-9):
             got = f"a mean {tuple(mean.shape)} and a covariance {tuple(covariance.shape)}"
             raise BadArgument(f"{name}: got {got}, expected (k,) and (k, k), symmetric")
-        return mean, _covariance_factor((covariance + covariance.T) / 2, name)
+        return _Cloud(name, mean, (covariance + covariance.T) / 2)
     x = _matrix(x, name)
     n, k = x.shape
     if n > k:
-        mean, covariance = moments(x)
-        return mean, _covariance_factor(covariance, name)
+        return _Cloud(name, *moments(x))
     if n < 2:
         raise BadArgument(f"{name}: got {n} row, expected at least 2; one image has no covariance")
     warnings.warn(f"{name}: {n} images for {k} features: their covariance has rank {n - 1} at most, and the bias is large; compare only "
                   "distances of the same counts, or take more images", SmallSample, stacklevel=3)  # fmt: skip
-    return x.mean(0), (x - x.mean(0)) / (n - 1) ** 0.5
+    return _Cloud(name, x.mean(0), None, (x - x.mean(0)) / (n - 1) ** 0.5)
 
 
-def _nuclear_norm(m: Tensor) -> Tensor:
-    "Sum of singular values. Of a large matrix from the eigenvalues of its square: a third of the time, half of the smallest ones' digits."
-    if min(m.shape) <= 1024:
-        return torch.linalg.svdvals(m).sum()
+def _congruent(root: Tensor, s: Tensor, step: int = 256) -> Tensor:
+    "The lower triangle, by blocks, of root^T s root for a lower triangular `root`; a third of the work of two whole products."
+    x = torch.cat([s[:, j:] @ root[j:, j : j + step] for j in range(0, len(s), step)], 1)
+    g = torch.zeros_like(s)
+    for i in range(0, len(s), step):
+        g[i : i + step, : i + step] = root[i:, i : i + step].T @ x[i:, : i + step]
+    return g
+
+
+def _trace_of_root(a: _Cloud, b: _Cloud) -> Tensor:
+    "The sum (42.2). Of many features by eigenvalues, three times as fast as singular values; the smallest then lose half their digits."
+    if min(len(a.mean) if c.rows is None else len(c.rows) for c in (a, b)) <= 512:
+        return torch.linalg.svdvals(a.factor() @ b.factor().T).sum()
+    if a.rows is None and b.rows is None:
+        root, failed = torch.linalg.cholesky_ex(a.covariance)
+        if not failed:
+            values = torch.linalg.eigvalsh(_congruent(root, b.covariance))  # UPLO="L": it reads the lower triangle alone
+            b.check_values(values)
+            return values.clamp(min=0).sqrt().sum()
+    m = a.factor() @ b.factor().T
     return torch.linalg.eigvalsh(m @ m.T if m.shape[0] <= m.shape[1] else m.T @ m).clamp(min=0).sqrt().sum()
+
+
+def _trace(x: _Cloud) -> Tensor:
+    return x.covariance.trace() if x.rows is None else x.rows.square().sum()
 
 
 def frechet_distance(a, b) -> float:
@@ -106,12 +138,11 @@ def frechet_distance(a, b) -> float:
     float64, covariances with 1 / (n - 1). No more images than features: exact by (42.2), with a `SmallSample` warning. BadArgument for
     features of different width, fewer than 2 images, values that are not finite, and matrices that are no covariance.
     """
-    (mean_a, f_a), (mean_b, f_b) = _factor(a, "a"), _factor(b, "b")
-    if len(mean_a) != len(mean_b):
-        raise BadArgument(f"frechet_distance: got {len(mean_a)} and {len(mean_b)} features, expected the same network's for both")
-    mean_b, f_b = mean_b.to(mean_a.device), f_b.to(mean_a.device)
-    traces = f_a.square().sum() + f_b.square().sum()
-    distance = (mean_a - mean_b).square().sum() + traces - 2 * _nuclear_norm(f_a @ f_b.T)
+    a, b = _cloud(a, "a"), _cloud(b, "b")
+    if len(a.mean) != len(b.mean):
+        raise BadArgument(f"frechet_distance: got {len(a.mean)} and {len(b.mean)} features, expected the same network's for both")
+    b = b._replace(**{key: getattr(b, key).to(a.mean.device) for key in ("mean", "covariance", "rows") if getattr(b, key) is not None})
+    distance = (a.mean - b.mean).square().sum() + _trace(a) + _trace(b) - 2 * _trace_of_root(a, b)
     return max(0.0, distance.item())  # equal sets: a rounding error below 0 else
 
 # %% ../nbs/42_distance.ipynb #0ef8a3cc

@@ -137,6 +137,22 @@ def test_large_matrices_take_the_route_over_eigenvalues_with_the_same_result():
     assert_close(ours, right.item(), rtol=1e-8, atol=0)
 
 
+def test_large_matrices_that_are_no_covariance_or_singular():
+    a, b = clouds(700, 650, 600)
+    wrong = moments(b).covariance
+    wrong[0] *= -1
+    wrong[:, 0] *= -1
+    wrong[0, 0] *= -1
+    for pair in ((moments(a), (b.mean(0), wrong)), ((b.mean(0), wrong), moments(a))):
+        with pytest.raises(BadArgument, match="eigenvalues below 0"):
+            frechet_distance(*pair)
+    right = frechet_distance(a, b)
+    dead = lambda x: torch.cat([x, torch.zeros(len(x), 2)], 1)
+    assert_close(frechet_distance(dead(a), dead(b)), right, rtol=1e-6, atol=0)
+    noise = torch.cat([b, normal(650, 2)], 1)  # only one of the two is singular
+    assert_close(frechet_distance(dead(a), noise), frechet_distance(noise, dead(a)), rtol=1e-6, atol=0)
+
+
 def test_against_torchmetrics_and_torch_fidelity():
     fid = pytest.importorskip("torchmetrics.image.fid", reason="torchmetrics is not installed (pip install torchmetrics torch-fidelity)")
     fidelity = pytest.importorskip("torch_fidelity.metric_fid", reason="torch-fidelity is not installed (pip install torch-fidelity)")
@@ -373,7 +389,7 @@ def test_inception_is_called_fid_with_its_own_weights_only(tmp_path, monkeypatch
         (normal(20, 2), torch.tensor([[0.0, math.inf]] * 3), "b: 3 of 6 values are NaN or infinite"),
         ((torch.zeros(2), torch.eye(3)), normal(20, 2), r"a: got a mean \(2,\) and a covariance \(3, 3\)"),
         ((torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]])), normal(20, 2), "symmetric"),
-        ((torch.zeros(2), torch.tensor([[1.0, 2.0], [2.0, 1.0]])), normal(20, 2), "eigenvalues from -1 to 3"),
+        ((torch.zeros(2), torch.tensor([[1.0, 2.0], [2.0, 1.0]])), normal(20, 2), "a: the covariance has eigenvalues below 0"),
     ],
 )
 def test_bad_features_are_named(a, b, message):
