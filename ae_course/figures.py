@@ -236,7 +236,7 @@ def pick(n: int, of: int, seed: int = 0) -> Tensor:
         raise ValueError(f"pick: got n = {n}, expected 1 to {of}, the number of images")
     return torch.randperm(of, generator=torch.Generator().manual_seed(seed))[:n].sort().values
 
-# %% ../nbs/03_figures.ipynb #ea569217
+# %% ../nbs/03_figures.ipynb #46ec4a56
 COLORS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]  # Okabe and Ito (2008) without yellow
 CLASS_COLORS = [  # Petroff (2021)
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
@@ -251,6 +251,21 @@ def _looks(n: int, ordered: bool = False) -> list[dict]:
 
     colors = [colormaps["cividis"](0.85 * i / max(n - 1, 1)) for i in range(n)] if ordered else COLORS
     return [{"color": colors[i % len(colors)], "linestyle": DASHES[i % len(DASHES)], "marker": MARKS[i % len(MARKS)]} for i in range(n)]
+
+
+def _family_looks(families: Mapping) -> dict[str, dict]:
+    "{line: look} of lines with the names of their families: one colour and dash a family, from light to dark in order, a mark a rank."
+    from matplotlib.colors import to_rgb
+
+    names, looks = list(dict.fromkeys(families.values())), {}
+    for f, name in enumerate(names):
+        members = [label for label, family in families.items() if family == name]
+        color = np.array(to_rgb(COLORS[1:][f % len(COLORS[1:])]))
+        for rank, label in enumerate(members):
+            white = 0.6 * (1 - (rank + 1) / len(members))  # the last of a family has the full colour
+            look = {"linestyle": DASHES[f % len(DASHES)], "marker": MARKS[rank % len(MARKS)]}
+            looks[label] = look | {"color": tuple(color + white * (1 - color))}
+    return looks
 
 # %% ../nbs/03_figures.ipynb #8688df90
 def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
@@ -287,19 +302,20 @@ def _axis_scale(name: str, values: np.ndarray, log: bool) -> str:
         return "linear"
     return "log" if log else "linear"
 
-# %% ../nbs/03_figures.ipynb #4eb33079
+# %% ../nbs/03_figures.ipynb #b8313b0b
 @_styled
 def curves(
     lines, *, x: str = "epoch", y: str = "loss", log: bool = True, log_x: bool = False, y_range: tuple[float, float] | None = None,
-    x_range: tuple[float, float] | None = None, bands: Mapping | None = None, ordered: bool = False, title: str | None = None,
-    alt: str | None = None, size: tuple[float, float] = (6.4, 3.4),
+    x_range: tuple[float, float] | None = None, bands: Mapping | None = None, ordered: bool = False, families: Mapping | None = None,
+    title: str | None = None, alt: str | None = None, size: tuple[float, float] = (6.4, 3.4),
 ):  # fmt: skip
     """Lines with their names at the right end; they differ in colour, dashes and mark.
 
     `lines`: dict label -> values (x = 1, 2, ...), -> tuple (x, y), or -> `History`; or one `History` (training and, where there is one,
     held-out loss). NaN and None leave a gap. `log`: a logarithmic y axis; linear with a warning where a value is not positive.
     `y_range`, `x_range`: ends of an axis, for figures to be compared. `bands`: dict label -> (low, high), a shade behind that line.
-    `ordered`: colours from dark to bright, for labels that are sizes. `size` in inches.
+    `ordered`: colours from dark to bright, for labels that are sizes. `families`: dict label -> its family's name; lines of a family share
+    a colour, from light to dark in their order. `size` in inches.
     """
     if hasattr(lines, "rows"):
         lines = {name: lines[key] for name, key in (("training", "loss"), ("held out", "validation_loss")) if key in lines.rows[0]}
@@ -316,7 +332,7 @@ def curves(
     finite = [np.concatenate(v)[np.isfinite(np.concatenate(v))] for v in zip(*data.values())]
     finite[1] = np.concatenate([finite[1], *(side[np.isfinite(side)] for band in bands.values() for side in band)])
     axes.set(xlabel=x, ylabel=y, xscale=_axis_scale(x, finite[0], log_x), yscale=_axis_scale(y, finite[1], log))
-    looks = dict(zip(data, _looks(len(data), ordered)))
+    looks = dict(zip(data, _looks(len(data), ordered))) if families is None else _family_looks({k: families[k] for k in data})
     for label, (xs, ys) in data.items():
         axes.plot(xs, ys, markersize=4, markevery=max(1, len(xs) // 12), **looks[label])
         if label in bands:

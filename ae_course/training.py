@@ -68,7 +68,7 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         ) from None
     return device
 
-# %% ../nbs/02_training.ipynb #9a2f0b23
+# %% ../nbs/02_training.ipynb #fdb32df9
 def mix(*numbers: int) -> int:
     "One 63-bit seed from several non-negative integers; near inputs give unrelated seeds (numpy.random.SeedSequence)."
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
@@ -83,7 +83,7 @@ def seeded(seed: int):
 
 
 def order(n: int, seed: int, epoch: int) -> Tensor:
-    "The permutation (n,) in which `fit` visits the images in `epoch`."
+    "The permutation (n,) in which `fit` visits the images in `epoch`; without `reshuffle` that of epoch 0 is kept."
     return torch.randperm(n, generator=torch.Generator().manual_seed(mix(seed, epoch, 1)))
 
 # %% ../nbs/02_training.ipynb #d275f596
@@ -412,7 +412,7 @@ def load_state(path: Path, state: State, model: nn.Module, phases: list[Phase]) 
     model.load_state_dict(weights)
     return reached
 
-# %% ../nbs/02_training.ipynb #57b246a0
+# %% ../nbs/02_training.ipynb #4098b97c
 @dataclass
 class Training:
     "One call of `fit`: what it was given, and where it stands."
@@ -430,6 +430,7 @@ class Training:
     checkpoint: Path | None
     checkpoint_seconds: float
     replay: bool = False
+    reshuffle: bool = True
     stop: threading.Event = field(default_factory=threading.Event)
     saved_at: float = -math.inf
 
@@ -439,7 +440,7 @@ class Training:
             save_state(self.checkpoint, self.state, self.model, self.phases)
             self.saved_at = time.monotonic()
 
-# %% ../nbs/02_training.ipynb #5bf086e7
+# %% ../nbs/02_training.ipynb #0706f0df
 class _Stopped(Exception):
     "The loop has saved and ended because of a signal."
 
@@ -448,7 +449,7 @@ def _steps(t: Training, epoch: int) -> list[int]:
     "The steps of one epoch; the batches' sizes. `_Stopped`, with a checkpoint, once `stop` is set."
     sizes, resumed = [], t.state.step
     t.model.train()
-    for step, index in enumerate(order(len(t.feed), t.seed, epoch).to(t.feed.device).split(t.batch_size)):
+    for step, index in enumerate(order(len(t.feed), t.seed, epoch if t.reshuffle else 0).to(t.feed.device).split(t.batch_size)):
         sizes.append(len(index))
         if step < resumed:
             continue
@@ -634,7 +635,7 @@ def _reporter(progress, done: int, epochs: int):
 
         yield show
 
-# %% ../nbs/02_training.ipynb #2cb612ae
+# %% ../nbs/02_training.ipynb #f21e0431
 def fit(
     model: nn.Module,
     data,
@@ -652,6 +653,7 @@ def fit(
     progress=True,
     checkpoint_seconds: float = 10.0,
     replay: bool | None = None,
+    reshuffle: bool = True,
 ) -> History:
     """Train `model`, in place and on `device`, where it stays, in eval mode; one row an epoch in the History: every term, lr, seconds.
 
@@ -667,6 +669,7 @@ def fit(
     replay: whether the kernels of a step may be played again, which is faster (lesson 02_replay); None: where every part of the model is
     PyTorch's, the course's or enrolled. A model that counts, prints or draws elsewhere within `loss_terms` needs False. The losses are
     those of the plain loop up to rounding.
+    reshuffle: False for the same batches in every epoch, those of the first.
     The same call gives the same weights on the CPU with the same number of threads.
 
     Errors: DataError, BadArgument, CheckpointError, Diverged (the model then holds the last finite epoch), OutOfMemory.
@@ -682,6 +685,7 @@ def fit(
             "optimizer": optimizer if isinstance(optimizer, str) else getattr(optimizer, "__qualname__", "own"),
             "lr": {p.name: p.lr for p in phases},
             "seed": seed,
+            "reshuffle": reshuffle,
             "precision": precision,
             "data": feed.fingerprint(),
             "model": json.loads(json.dumps(describe(model)["arguments"])),
@@ -701,6 +705,7 @@ def fit(
             checkpoint and Path(checkpoint),
             checkpoint_seconds,
             repeats_itself(model) if replay is None else replay,
+            reshuffle,
         )
         with torch.random.fork_rng():
             if training.checkpoint and training.checkpoint.exists():

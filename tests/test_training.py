@@ -507,6 +507,28 @@ def test_memory_is_flat_in_epochs_and_the_images_are_held_once():
 
 
 def test_the_command_s_help_needs_no_torch():
-    code = "import sys; from ae_course.cli import main\ntry: main(['--help'])\nfinally: print({'torch', 'numpy'} & set(sys.modules), file=sys.stderr)"
+    code = "import sys; from ae_course.cli import main\ntry: main(['--help'])\n"
+    code += "finally: print({'torch', 'numpy'} & set(sys.modules), file=sys.stderr)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert told.stderr.strip().endswith("set()") and "run" in told.stdout
+
+
+def test_without_reshuffling_every_epoch_has_the_batches_of_the_first(digits):
+    class Watched(Autoencoder):
+        "Notes what it was shown."
+
+        def loss_terms(self, batch, phase="main"):
+            seen.append(batch.index.tolist())
+            return super().loss_terms(batch, phase)
+
+    for reshuffle in (True, False):
+        seen = []
+        fit(build(Watched), digits[:30], epochs=3, batch_size=12, seed=2, reshuffle=reshuffle, **QUIET)
+        assert seen[:3] == [part.tolist() for part in order(30, 2, 0).split(12)]
+        assert (seen[:3] == seen[3:6] == seen[6:]) is not reshuffle and sorted(sum(seen[6:], [])) == list(range(30))
+
+
+def test_a_checkpoint_remembers_whether_batches_are_reshuffled(digits, tmp_path):
+    fit(build(), digits, epochs=1, checkpoint=tmp_path / "a", reshuffle=False, **QUIET)
+    with pytest.raises(CheckpointError, match="reshuffle"):
+        fit(build(), digits, epochs=2, checkpoint=tmp_path / "a", **QUIET)
