@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FRACTIONS', 'INITS', 'code_size', 'code_channels', 'Configuration', 'grid', 'Residual', 'published_init',
-           'bottleneck', 'Layer', 'anatomy', 'shapes_table', 'OutOfTime', 'fit_within', 'dynamics', 'seconds_per_image',
-           'Exponents', 'exponents', 'ridge_r2', 'patch_r2', 'set_to_copy', 'refit']
+           'bottleneck', 'Layer', 'anatomy', 'shapes_table', 'discs', 'Exponents', 'exponents', 'set_to_copy',
+           'ridge_r2', 'patch_r2', 'refit', 'dynamics', 'OutOfTime', 'fit_within', 'seconds_per_image']
 
-# %% ../nbs/33_bottleneck.ipynb #4225ec9d
+# %% ../nbs/33_bottleneck.ipynb #cd0c5879
 import copy
 import math
 import statistics
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from .autoencoder import REGISTRY, Autoencoder, describe, read_tensors, register
 from .base import BadArgument, check_choice, check_size
+from .convolutional import output_size
 from .metrics import Interval, r2
 from .training import History, fit, seeded
 
@@ -87,7 +88,7 @@ def grid(
                 dropped.append(f"{size}x{size}, {fraction:g} of the input: {fraction * side**2 * colors / size**2:g} channels")
     return kept, dropped
 
-# %% ../nbs/33_bottleneck.ipynb #90e7798f
+# %% ../nbs/33_bottleneck.ipynb #e84bebb7
 class Residual(nn.Module):
     "x + K(K(x)), no activation after the sum."
 
@@ -106,7 +107,7 @@ def _conv(c_in: int, c_out: int, stride: int = 1, norm: bool = True, relu: bool 
         layers.append(nn.InstanceNorm2d(c_out, affine=True))
     return nn.Sequential(*layers, *([nn.ReLU()] if relu else []))
 
-
+# %% ../nbs/33_bottleneck.ipynb #43584239
 def published_init(module: nn.Module) -> nn.Module:
     "Weights of every convolution by Glorot's normal rule, biases from N(0, 1), as in the published code; in place."
     for layer in module.modules():
@@ -166,7 +167,7 @@ def bottleneck(
     encoder, decoder = nn.Sequential(OrderedDict(down)), nn.Sequential(OrderedDict(up))
     return INITS[init](encoder), INITS[init](decoder)
 
-# %% ../nbs/33_bottleneck.ipynb #db63a44a
+# %% ../nbs/33_bottleneck.ipynb #cadd7835
 class Layer(NamedTuple):
     "A convolution: its name, the `shape` (C, H, W) it gives, its `parameters` and those of its normalisation, its `macs` an image."
 
@@ -177,22 +178,16 @@ class Layer(NamedTuple):
 
 
 def anatomy(half: nn.Module, shape: Sequence[int]) -> list[Layer]:
-    "A `Layer` for every convolution of an encoder or decoder, in the order of use, for one input of `shape` (C, H, W)."
-    layers, hooks = [], []
-    kernels = {name: block for name, block in half.named_modules() if isinstance(block, nn.Sequential) and isinstance(block[0], nn.Conv2d)}
-
-    def note(name: str, block: nn.Sequential, y: Tensor) -> None:
-        parameters = sum(p.numel() for p in block.parameters())
-        layers.append(Layer(name, tuple(y.shape[1:]), parameters, block[0].weight.numel() * y.shape[2] * y.shape[3]))
-
-    for name, block in kernels.items():
-        hooks.append(block.register_forward_hook(lambda block, given, y, name=name: note(name, block, y)))
-    try:
-        with torch.no_grad():
-            half(torch.empty(1, *shape, device=next(half.parameters()).device))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    "A `Layer` for every convolution of an encoder or decoder, in the order of use, for inputs of `shape` (C, H, W); nothing is computed."
+    layers, (_, *sides) = [], shape
+    for name, block in half.named_modules():
+        if isinstance(block, nn.Upsample):
+            sides = [2 * side for side in sides]
+        elif isinstance(block, nn.Sequential) and isinstance(block[0], nn.Conv2d):
+            weights = block[0].weight
+            sides = [output_size(side, 3, block[0].stride[0], 1) for side in sides]
+            parameters = sum(p.numel() for p in block.parameters())
+            layers.append(Layer(name, (len(weights), *sides), parameters, weights.numel() * math.prod(sides)))
     return layers
 
 
@@ -217,62 +212,18 @@ def shapes_table(shape: Sequence[int] = (3, 96, 96), depth: int = 5, fractions: 
                 "encoder_macs": sum(layer.macs for layer in down), "decoder_macs": sum(layer.macs for layer in up)})  # fmt: skip
     return rows
 
-# %% ../nbs/33_bottleneck.ipynb #3711d967
-class OutOfTime(Exception):
-    "The minutes that a training was given are over; it stands in its checkpoint."
-
-
-def fit_within(model: nn.Module, data, *, epochs: int, minutes: float | None, checkpoint: str | Path, progress: Callable, **options):
-    """`fit` for at most `epochs` and, checked after each epoch, `minutes` of training (None: no limit); `(History, "epochs" | "minutes")`.
-
-    Minutes before an interruption count, as the checkpoint has noted them. progress, options: as for `fit`.
-    """
-    path, done = Path(checkpoint), 0
-    spent = sum(row["seconds"] for row in read_tensors(path)[1]["rows"]) if path.exists() else 0.0
-
-    def told(row: dict) -> None:
-        nonlocal spent, done
-        progress(row)
-        spent, done = spent + row["seconds"], row["epoch"]
-        if minutes is not None and spent >= 60 * minutes and done < epochs:
-            raise OutOfTime
-
-    if minutes is not None and spent >= 60 * minutes:
-        done = len(read_tensors(path)[1]["rows"])
-    else:
-        try:
-            return fit(model, data, epochs=epochs, checkpoint=path, progress=told, **options), "epochs"
-        except OutOfTime:
-            pass
-    return fit(model, data, epochs=done, checkpoint=path, progress=False, **options), "minutes"
-
-
-def dynamics(history: History) -> dict[str, float]:
-    """What the curves of a training say: epoch of the smallest test error, that error, the last one over it, and the largest jump.
-
-    late_jump: largest ratio of the training error (mean over each epoch) of neighbouring epochs, either way, in the last half.
-    """
-    train, test = history["loss"], history["validation_loss"]
-    best = min(range(len(test)), key=test.__getitem__)
-    late = train[len(train) // 2 :]
-    jump = max((max(a / b, b / a) for a, b in zip(late[:-1], late[1:])), default=1.0)
-    return {"best_epoch": best + 1, "best_test_mse": test[best], "rise_after_best": test[-1] / test[best], "late_jump": jump}
-
-
-def seconds_per_image(model: nn.Module, batch: Tensor, precision: str = "float32", steps: int = 5) -> float:
-    "Median seconds of a step of Adam, over the images of `batch`, on its device, after two steps to warm up; `model` stays as it is."
-    model, times = copy.deepcopy(model).to(batch.device).train(), []
-    optimizer = torch.optim.Adam(model.parameters())
-    for _ in range(steps + 2):
-        began = time.perf_counter()
-        optimizer.zero_grad()
-        with torch.autocast(batch.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = sum(model.loss_terms(batch).values())
-        loss.backward()
-        optimizer.step()
-        loss.item()  # waits for the device
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[2:]) / len(batch)
+# %% ../nbs/33_bottleneck.ipynb #f5edf03d
+def discs(n: int, side: int = 16, seed: int = 0) -> Tensor:
+    "Colour images (n, 3, side, side) in [0, 1]: two discs on a dark ground, places, radii and colours drawn; the second covers the first."
+    draw = torch.Generator().manual_seed(seed)
+    x, pixels = torch.full((n, 3, side, side), 0.15), torch.arange(side) + 0.5
+    for _ in range(2):
+        row, column = side * (0.2 + 0.6 * torch.rand(2, n, 1, 1, generator=draw))
+        radius, colour = side * (0.12 + 0.13 * torch.rand(n, 1, 1, generator=draw)), 0.2 + 0.8 * torch.rand(n, 3, 1, 1, generator=draw)
+        distance = ((pixels[:, None] - row) ** 2 + (pixels - column) ** 2).sqrt()  # (n, side, side)
+        inside = (radius - distance + 0.5).clamp(0, 1)[:, None]  # 1 inside, 0 outside, an edge one pixel wide
+        x = x * (1 - inside) + colour * inside
+    return x
 
 # %% ../nbs/33_bottleneck.ipynb #22ad7a5f
 class Exponents(NamedTuple):
@@ -311,7 +262,30 @@ def exponents(rows: Sequence[dict], column: str, level: float = 0.95) -> Exponen
 
     return Exponents(interval([0, 1, 0]), interval([0, 0, 1]), interval([0, 1, -2]))
 
-# %% ../nbs/33_bottleneck.ipynb #00cc97c7
+# %% ../nbs/33_bottleneck.ipynb #f2b481ef
+def set_to_copy(encoder: nn.Module) -> nn.Module:
+    """Weights with which an `encoder` of `bottleneck` moves every pixel into the code, in place: each strided convolution sorts the pixels
+    of a 2 x 2 square into 4 channels (33.8), the other convolutions pass on, residual blocks add nothing.
+
+    Without normalisation the code is then the image, rearranged. BadArgument for a code with too few channels.
+    """
+    held = encoder.first[0].in_channels
+    for name, block in encoder.named_children():
+        for conv in (m for m in block.modules() if isinstance(m, nn.Conv2d)):
+            nn.init.zeros_(conv.weight), nn.init.zeros_(conv.bias)
+        if isinstance(block, Residual):
+            continue
+        conv, moves = block[0], [(a, b) for a in (0, 1) for b in (0, 1)] if block[0].stride == (2, 2) else [(0, 0)]
+        if conv.out_channels < held * len(moves):
+            raise BadArgument(f"encoder: {name} has {conv.out_channels} channels, expected at least {held * len(moves)} to hold the image")
+        with torch.no_grad():
+            for channel in range(held):
+                for i, (a, b) in enumerate(moves):
+                    conv.weight[channel * len(moves) + i, channel, 1 + a, 1 + b] = 1
+        held *= len(moves)
+    return encoder
+
+# %% ../nbs/33_bottleneck.ipynb #fbebfcf5
 def _ridge(z: Tensor, x: Tensor, z_test: Tensor, x_test: Tensor) -> float:
     "Test R2 of ridge regression from rows of `z` to rows of `x`; its strength by leave-one-out."
     from sklearn.linear_model import RidgeCV
@@ -337,30 +311,7 @@ def patch_r2(z: Tensor, x: Tensor, z_test: Tensor, x_test: Tensor) -> float:
     squares = lambda x: cells(F.pixel_unshuffle(x, x.shape[-1] // z.shape[-1]))
     return _ridge(cells(z), squares(x), cells(z_test), squares(x_test))
 
-
-def set_to_copy(encoder: nn.Module) -> nn.Module:
-    """Weights with which an `encoder` of `bottleneck` moves every pixel into the code, in place: each strided convolution sorts the pixels
-    of a 2 x 2 square into 4 channels (33.8), the other convolutions pass on, residual blocks add nothing.
-
-    Without normalisation the code is then the image, rearranged. BadArgument for a code with too few channels.
-    """
-    held = encoder.first[0].in_channels
-    for name, block in encoder.named_children():
-        for conv in (m for m in block.modules() if isinstance(m, nn.Conv2d)):
-            nn.init.zeros_(conv.weight), nn.init.zeros_(conv.bias)
-        if isinstance(block, Residual):
-            continue
-        conv, moves = block[0], [(a, b) for a in (0, 1) for b in (0, 1)] if block[0].stride == (2, 2) else [(0, 0)]
-        if conv.out_channels < held * len(moves):
-            raise BadArgument(f"encoder: {name} has {conv.out_channels} channels, expected at least {held * len(moves)} to hold the image")
-        with torch.no_grad():
-            for channel in range(held):
-                for i, (a, b) in enumerate(moves):
-                    conv.weight[channel * len(moves) + i, channel, 1 + a, 1 + b] = 1
-        held *= len(moves)
-    return encoder
-
-
+# %% ../nbs/33_bottleneck.ipynb #ca5c132b
 def refit(model: Autoencoder, half: str, data, *, fresh: bool = True, seed: int = 0, **options) -> tuple[Autoencoder, History]:
     """A copy of `model` of which one `half`, "encoder" or "decoder", is trained on `data` while the other stays frozen; and the History.
 
@@ -380,3 +331,60 @@ def refit(model: Autoencoder, half: str, data, *, fresh: bool = True, seed: int 
     history = fit(model, data, seed=seed, **options)
     frozen.requires_grad_(True)
     return model, history
+
+# %% ../nbs/33_bottleneck.ipynb #c0edfc78
+def dynamics(history: History) -> dict[str, float]:
+    """What the curves of a training say: epoch of the smallest test error, that error, the last one over it, and the largest jump.
+
+    late_jump: largest ratio of the training error (mean over each epoch) of neighbouring epochs, either way, in the last half.
+    """
+    train, test = history["loss"], history["validation_loss"]
+    best = min(range(len(test)), key=test.__getitem__)
+    late = train[len(train) // 2 :]
+    jump = max((max(a / b, b / a) for a, b in zip(late[:-1], late[1:])), default=1.0)
+    return {"best_epoch": best + 1, "best_test_mse": test[best], "rise_after_best": test[-1] / test[best], "late_jump": jump}
+
+# %% ../nbs/33_bottleneck.ipynb #e1e66063
+class OutOfTime(Exception):
+    "The minutes that a training was given are over; it stands in its checkpoint."
+
+
+def fit_within(model: nn.Module, data, *, epochs: int, minutes: float | None, checkpoint: str | Path, progress: Callable, **options):
+    """`fit` for at most `epochs` and, checked after each epoch, `minutes` of training (None: no limit); `(History, "epochs" | "minutes")`.
+
+    Minutes before an interruption count, as the checkpoint has noted them. progress, options: as for `fit`.
+    """
+    path, done = Path(checkpoint), 0
+    spent = sum(row["seconds"] for row in read_tensors(path)[1]["rows"]) if path.exists() else 0.0
+
+    def told(row: dict) -> None:
+        nonlocal spent, done
+        progress(row)
+        spent, done = spent + row["seconds"], row["epoch"]
+        if minutes is not None and spent >= 60 * minutes and done < epochs:
+            raise OutOfTime
+
+    if minutes is not None and spent >= 60 * minutes:
+        done = len(read_tensors(path)[1]["rows"])
+    else:
+        try:
+            return fit(model, data, epochs=epochs, checkpoint=path, progress=told, **options), "epochs"
+        except OutOfTime:
+            pass
+    return fit(model, data, epochs=done, checkpoint=path, progress=False, **options), "minutes"
+
+# %% ../nbs/33_bottleneck.ipynb #cfd7ca77
+def seconds_per_image(model: nn.Module, batch: Tensor, precision: str = "float32", steps: int = 5) -> float:
+    "Median seconds of a step of Adam, over the images of `batch`, on its device, after two steps to warm up; `model` stays as it is."
+    model, times = copy.deepcopy(model).to(batch.device).train(), []
+    optimizer = torch.optim.Adam(model.parameters())
+    for _ in range(steps + 2):
+        began = time.perf_counter()
+        optimizer.zero_grad()
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = sum(model.loss_terms(batch).values())
+        loss.backward()
+        optimizer.step()
+        loss.item()  # waits for the device
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[2:]) / len(batch)

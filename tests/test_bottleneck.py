@@ -17,6 +17,7 @@ from ae_course.bottleneck import (
     bottleneck,
     code_channels,
     code_size,
+    discs,
     dynamics,
     exponents,
     fit_within,
@@ -99,6 +100,17 @@ def test_counts_by_hand():
         assert [(*layer.shape, layer.parameters, layer.macs) for layer in found] == [
             (o, s, s, conv(i, o), 9 * i * o * s * s) for i, o, s in plan]  # fmt: skip
         assert sum(layer.parameters for layer in found) == sum(p.numel() for p in half.parameters())
+
+
+@pytest.mark.parametrize("decoder", ["mirror", "published"])
+@pytest.mark.parametrize("size", [4, 8, 16])
+def test_the_anatomy_is_that_of_a_forward_pass(size, decoder):
+    shapes, model = [], model_of(size=size, decoder=decoder)
+    for conv in (m for m in model.modules() if isinstance(m, nn.Conv2d)):
+        conv.register_forward_hook(lambda conv, given, y: shapes.append(tuple(y.shape[1:])))
+    model(pictures(1))
+    counted = [*anatomy(model.encoder, (3, 16, 16)), *anatomy(model.decoder, (12, size, size))]
+    assert [layer.shape for layer in counted] == shapes
 
 
 # ---------------------------------------------------------------- the network
@@ -294,6 +306,12 @@ def test_a_step_is_timed_and_the_model_left_alone():
     before = copy.deepcopy(model.state_dict())
     assert 0 < seconds_per_image(model, x, steps=1) < 10
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_discs_are_images_and_follow_the_seed():
+    x = discs(20, 12, seed=3)
+    assert x.shape == (20, 3, 12, 12) and x.min() >= 0 and x.max() <= 1 and torch.equal(x, discs(20, 12, seed=3))
+    assert not torch.equal(x, discs(20, 12, seed=4)) and (x != 0.15).any(1).flatten(1).any(1).all()
 
 
 def test_training_goes_down():
