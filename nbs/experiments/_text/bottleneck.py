@@ -294,5 +294,10 @@ if jobs:
     values = {job: row["patch_r2"] for job, row in zip(jobs, (row for row in rows if row["study"] == "complete"))}
     run.save(dots(values, x="test R2 of the pixels, from a cell of the code to its square", title=about), "patch_r2")
 
+# %% [markdown]
+# Every run has all the columns, so that the table can be read whichever studies it holds.
+
 # %%
-run.finish(rows)
+columns = ["decoder", "volume_ratio", "other_parameters", "reopened", "size", "channels", "train_mse", "test_mse", "gap", "late_jump",
+           "best_epoch", "rise_after_best", "train_over_variance", "test_over_variance", "network", "ridge_r2", "noise_over_variance"]  # fmt: skip
+run.finish([row | {name: None for name in columns if name not in row} for row in rows])
