@@ -7,7 +7,7 @@ __all__ = ['Posterior', 'log_prior', 'variational_mlp', 'VAE', 'LinearPosterior'
            'elbo', 'importance_bound', 'log_weights', 'IWAE', 'annealed_log_likelihood', 'quadratic_loss',
            'active_units', 'mutual_information', 'mig', 'DCI', 'dci', 'traverse', 'attribute_correlation']
 
-# %% ../nbs/40_variational.ipynb #094bee3c
+# %% ../nbs/40_variational.ipynb #bde2ee96
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .autoencoder import RECONSTRUCTIONS, Autoencoder, mlp, register
 from .base import BadArgument, check_choice, check_number, check_size
+from .data import DataError
 from .linear import PCA
 
 # %% ../nbs/40_variational.ipynb #83c6c495
@@ -53,7 +54,7 @@ def variational_mlp(shape: Sequence[int] = (1, 28, 28), hidden: Sequence[int] = 
     encoder = mlp(shape, hidden, 2 * latent_dim, activation, None, output)[0]
     return encoder, mlp(shape, hidden, latent_dim, activation, None, output)[1]
 
-# %% ../nbs/40_variational.ipynb #f8818a1e
+# %% ../nbs/40_variational.ipynb #07868e58
 @register
 class VAE(Autoencoder):
     """The variational autoencoder: loss = distortion + beta * rate (40.8), in nats, sums over pixels and code, mean over images.
@@ -99,7 +100,8 @@ class VAE(Autoencoder):
         x_hat = self.decode(z).to(x.dtype)
         if x_hat.shape[z.ndim - 1 :] != x.shape[1:]:
             raise ValueError(f"decoder: gave images of {tuple(x_hat.shape[z.ndim - 1 :])}, expected {tuple(x.shape[1:])} as the input")
-        return -RECONSTRUCTIONS[self.reconstruction](x_hat, x.expand_as(x_hat), self.sigma).flatten(z.ndim - 1).sum(-1)
+        error = RECONSTRUCTIONS[self.reconstruction](x_hat.nan_to_num(0.5), x.expand_as(x_hat), self.sigma).flatten(z.ndim - 1).sum(-1)
+        return 0 * x_hat.detach().flatten(z.ndim - 1).sum(-1) - error  # PyTorch's cross-entropy refuses NaN; `fit` is to find the step
 
     def log_weights(self, x: Tensor, count: int) -> Tensor:
         "log p(x, z) - log q(z | x) in nats for `count` draws from q, (count, N); differentiable."
@@ -111,6 +113,12 @@ class VAE(Autoencoder):
         "The weight of the rate (40.7) that the loss amounts to, in sums, for images of `d` values and codes of `k`."
         code = k if (self.kl_reduction or self.reduction) == "mean" else 1
         return self.beta * (d if self.reduction == "mean" else 1) / code
+
+    def check_data(self, x: Tensor) -> None:
+        "DataError where values of `x` are outside what the likelihood is defined for."
+        if self.reconstruction == "bce" and not (x.min() >= 0 and x.max() <= 1):
+            raise DataError(f"Bernoulli likelihood: got values from {x.min():.4g} to {x.max():.4g}, expected [0, 1]; rescale the data, "
+                            "or use 'gaussian'")  # fmt: skip
 
     def loss_terms(self, batch, phase: str = "main") -> dict[str, Tensor]:
         "The distortion and the weighted rate, means over images, by the two reductions."
