@@ -378,3 +378,30 @@ def test_quiver_draws_the_arrows_to_scale_and_refuses_others():
             f.quiver(points, field)
     with pytest.raises(ValueError, match="one an arrow"):
         f.quiver(x, v, values=torch.zeros(3))
+
+
+def test_a_table_as_squares_keeps_its_range_its_numbers_and_its_gaps():
+    values = torch.tensor([[1.0, 0.25], [float("nan"), 12.5]])
+    figure = f.matrix(values, ["a", "b"], ["c", "d"], value_range=(0, 20), digits=1, groups=[1], label="likeness")
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == ["1.0", ".2", "12.5"]
+    assert axes.get_images()[0].get_clim() == (0, 20) and axes.get_images()[0].get_array().mask.sum() == 1
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["c", "d"] and figure.axes[1].get_ylabel() == "likeness"
+    assert f.png(figure) == f.png(figure)
+    for wrong in ({"names": ["a"]}, {"names": ["a", "b"], "value_range": (0, 1)}):
+        with pytest.raises(ValueError, match="values: got"):
+            f.matrix(values, **wrong)
+
+
+def test_feature_maps_share_one_scale_and_are_framed_inside_the_image():
+    image, maps = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 4, 4)
+    maps[0, 0, 3], maps[1, 2, 1] = 2.0, -4.0
+    figure = f.feature_maps(image, maps, cell=(2, 1), box=(-3, 1, 5, 20))
+    veils = [axes.get_images()[1].get_array()[..., 3] for axes in figure.axes[1:3]]
+    assert veils[0][0, 3] == 0.4 and veils[1][2, 1] == 0.8 and sum((veil > 0).sum() for veil in veils) == 2
+    assert all(axes.get_images()[0].get_clim() == (-4, 4) for axes in figure.axes[4:6])
+    frame = figure.axes[0].patches[0]
+    assert (frame.get_x(), frame.get_y(), frame.get_width(), frame.get_height()) == (0.5, -0.5, 7, 5)
+    for wrong in ({"maps": maps[0]}, {"maps": maps / 0}, {"maps": maps, "names": ["one"]}, {"maps": maps, "cell": (4, 0)}):
+        with pytest.raises(ValueError, match="maps: got|names: got|cell: got"):
+            f.feature_maps(image, **wrong)

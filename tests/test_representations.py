@@ -26,6 +26,7 @@ from ae_course.representations import (
     fourier_svcca,
     kind_of,
     probe,
+    receptive_box,
     similarity,
     spectrum,
     svcca,
@@ -363,6 +364,22 @@ def test_codes_that_cannot_be_compared(measure):
 def test_similarities_that_cannot_be(build, says):
     with pytest.raises(BadArgument, match=says):
         build()
+
+
+def test_the_receptive_box_is_where_the_gradient_is_not_zero():
+    conv = lambda *args, **options: torch.nn.Conv2d(1, 1, *args, bias=False, **options)
+    chain = torch.nn.Sequential(conv(3, 2, 1), torch.nn.Sequential(conv(4, 2, 1), conv(3, 1, 1)), conv(3, 1, 2, dilation=2)).double()
+    for parameter in chain.parameters():
+        torch.nn.init.constant_(parameter, 1.0)
+    for layer, upto in (("0", 1), ("1.0", None), ("1", 2), ("2", 3)):
+        x = torch.zeros(1, 1, 40, 40, dtype=DOUBLE, requires_grad=True)
+        y = chain[:upto](x) if upto else chain[1][0](chain[0](x))
+        cell = (y.shape[2] // 2, y.shape[3] // 2 - 1)
+        seen = torch.autograd.grad(y[0, 0][cell], x)[0][0, 0].nonzero()
+        low, high = seen.amin(0).tolist(), (seen.amax(0) + 1).tolist()
+        assert receptive_box(chain, layer, cell) == (*low, *high), layer
+    with pytest.raises(BadArgument, match="holds no convolution"):
+        receptive_box(chain, "3", (0, 0))
 
 
 def test_activations_of_named_layers():
