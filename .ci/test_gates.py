@@ -209,6 +209,8 @@ def test_notebooks_hold_no_outputs_and_open_with_a_title():
         assert [line[:2] for line in heading] == ["# ", "> "], f"{path.name}: the first cell is '# title' and '> subtitle', got {heading}"
         assert not any(c.get("outputs") or c.get("execution_count") for c in cells(path)), f"{path.name} holds outputs"
         assert path.stat().st_size < 300_000, path.name
+        garbled = [i for i, c in enumerate(cells(path)) if re.search(r"[\x00-\x09\x0b-\x1f]", "".join(c["source"]))]
+        assert not garbled, f"{path.name}: control characters in cells {garbled}; a formula's backslash was read as an escape"
 
 
 def test_the_repository_holds_no_large_file_no_absolute_path_and_nothing_that_a_run_makes():

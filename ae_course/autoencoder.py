@@ -124,9 +124,13 @@ def squared_error(x_hat: Tensor, x: Tensor, sigma: float = 1.0) -> Tensor:
 
 
 def cross_entropy(x_hat: Tensor, x: Tensor, sigma: float = 1.0) -> Tensor:
-    "Elementwise binary cross-entropy (1.4) in nats, both in [0, 1]; PyTorch bounds each logarithm at -100. `sigma` plays no part."
+    """Elementwise binary cross-entropy (1.4) in nats, both in [0, 1]; PyTorch bounds each logarithm at -100. `sigma` plays no part.
+
+    NaN stays NaN, which PyTorch's own refuses: `fit` then names the step where it came.
+    """
+    nothing = (x_hat - x_hat).detach()  # 0, but NaN where x_hat is
     with torch.autocast(x.device.type, enabled=False):  # refused under autocast, for good reason: log(1 - x_hat) needs the digits
-        return F.binary_cross_entropy(x_hat.to(x.dtype), x, reduction="none")
+        return F.binary_cross_entropy(x_hat.nan_to_num(0.5).to(x.dtype), x, reduction="none") + nothing
 
 
 def gaussian_error(x_hat: Tensor, x: Tensor, sigma: float = 1.0) -> Tensor:

@@ -100,8 +100,7 @@ class VAE(Autoencoder):
         x_hat = self.decode(z).to(x.dtype)
         if x_hat.shape[z.ndim - 1 :] != x.shape[1:]:
             raise ValueError(f"decoder: gave images of {tuple(x_hat.shape[z.ndim - 1 :])}, expected {tuple(x.shape[1:])} as the input")
-        error = RECONSTRUCTIONS[self.reconstruction](x_hat.nan_to_num(0.5), x.expand_as(x_hat), self.sigma).flatten(z.ndim - 1).sum(-1)
-        return 0 * x_hat.detach().flatten(z.ndim - 1).sum(-1) - error  # PyTorch's cross-entropy refuses NaN; `fit` is to find the step
+        return -RECONSTRUCTIONS[self.reconstruction](x_hat, x.expand_as(x_hat), self.sigma).flatten(z.ndim - 1).sum(-1)
 
     def log_weights(self, x: Tensor, count: int) -> Tensor:
         "log p(x, z) - log q(z | x) in nats for `count` draws from q, (count, N); differentiable."

@@ -1,6 +1,7 @@
 "The base class, its reductions, and files of weights."
 
 import json
+import math
 import os
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from ae_course.autoencoder import (
+    RECONSTRUCTIONS,
     REGISTRY,
     Autoencoder,
     CheckpointError,
@@ -191,3 +193,17 @@ def test_the_lines_of_a_lesson_and_of_its_module_are_the_same_thing_and_other_li
             exec(lines.format(3), spaces[2])
     finally:
         del REGISTRY["twice"]
+
+
+def test_cross_entropy_hands_nan_on_and_stays_as_it_is_elsewhere():
+    x_hat = torch.tensor([0.2, math.nan, 1.0], requires_grad=True)
+    x = torch.tensor([1.0, 0.5, 1.0])
+    error = RECONSTRUCTIONS["bce"](x_hat, x)
+    assert error.isnan().tolist() == [False, True, False]
+    plain = x_hat[::2].detach().clone().requires_grad_()
+    torch.nn.functional.binary_cross_entropy(plain, x[::2], reduction="sum").backward()
+    error[::2].sum().backward()
+    assert torch.equal(error[::2], torch.nn.functional.binary_cross_entropy(x_hat[::2], x[::2], reduction="none"))
+    assert torch.equal(x_hat.grad[::2], plain.grad)
+    with pytest.raises(RuntimeError, match="between 0 and 1"):
+        RECONSTRUCTIONS["bce"](torch.tensor([1.5]), torch.tensor([1.0]))
