@@ -405,3 +405,16 @@ def test_feature_maps_share_one_scale_and_are_framed_inside_the_image():
     for wrong in ({"maps": maps[0]}, {"maps": maps / 0}, {"maps": maps, "names": ["one"]}, {"maps": maps, "cell": (4, 0)}):
         with pytest.raises(ValueError, match="maps: got|names: got|cell: got"):
             f.feature_maps(image, **wrong)
+
+
+def test_lines_of_a_family_share_a_colour_from_light_to_dark():
+    from matplotlib.colors import to_rgb
+
+    axes = f.curves({"4x4x3": [3, 1], "4x4x12": [2, 1], "8x8x3": [4, 1]}, families={"4x4x3": 4, "4x4x12": 4, "8x8x3": 8}).axes[0]
+    lines = {line.get_ydata()[0]: line for line in axes.lines if list(line.get_xdata()) == [1, 2]}
+    light, dark, other = (np.array(to_rgb(lines[y].get_color())) for y in (3, 2, 4))
+    assert np.allclose(dark, to_rgb(f.COLORS[1])) and np.allclose(other, to_rgb(f.COLORS[2]))
+    share = (1 - light) / (1 - dark)  # mixed with white, all channels alike
+    assert np.allclose(share, share[0]) and share[0] < 0.9
+    assert lines[3].get_linestyle() == lines[2].get_linestyle() != lines[4].get_linestyle()
+    assert lines[3].get_marker() != lines[2].get_marker()

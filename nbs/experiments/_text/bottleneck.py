@@ -206,7 +206,7 @@ for job, stage in run.stages(jobs, cost=lambda job: 4 if jobs[job][0].level > 1 
 
 # %%
 about = f"seed {seed}"
-if trained:
+if trained or "complete" in studies:
     about = f"{dataset}, {shape[1]} pixels, {len(train)} images, seed {seed}"
 for decoder in decoders if jobs else []:
     chosen = [job for job, (cell, kind) in jobs.items() if kind == decoder or cell.level == 1]
@@ -299,5 +299,6 @@ if jobs:
 
 # %%
 columns = ["decoder", "volume_ratio", "other_parameters", "reopened", "size", "channels", "train_mse", "test_mse", "gap", "late_jump",
-           "best_epoch", "rise_after_best", "train_over_variance", "test_over_variance", "network", "ridge_r2", "noise_over_variance"]  # fmt: skip
+           "best_epoch", "rise_after_best", "train_over_variance", "test_over_variance", "network", "ridge_r2",
+           "noise_over_variance"]  # fmt: skip
 run.finish([row | {name: None for name in columns if name not in row} for row in rows])
