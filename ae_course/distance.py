@@ -28,7 +28,7 @@ from .stacked import Classifier
 from .training import Feed, fit, pick_device, seeded
 from .undercomplete import shuffle_pixels
 
-# %% ../nbs/42_distance.ipynb #77cd5b66
+# %% ../nbs/42_distance.ipynb #1212e01c
 class SmallSample(UserWarning):
     "No more images than features: the distance is right for these samples, but says more about their number than about what they show."
 
@@ -90,10 +90,11 @@ def _cloud(x, name: str) -> _Cloud:
     "The `_Cloud` of features (n, k) or of a pair (mean, covariance)."
     if isinstance(x, tuple):
         mean, covariance = _matrix(x[0], f"{name}: mean", 1), _matrix(x[1], f"{name}: covariance")
-        if covariance.shape != (len(mean), len(mean)) or not torch.allclose(covariance, covariance.T, rtol=1e-6, atol=1e-9):
+        square = covariance.shape == (len(mean), len(mean))
+        if not square or (covariance - covariance.T).abs().max() > 1e-6 * covariance.abs().max():
             got = f"a mean {tuple(mean.shape)} and a covariance {tuple(covariance.shape)}"
             raise BadArgument(f"{name}: got {got}, expected (k,) and (k, k), symmetric")
-        return _Cloud(name, mean, (covariance + covariance.T) / 2)
+        return _Cloud(name, mean, covariance)
     x = _matrix(x, name)
     n, k = x.shape
     if n > k:
