@@ -56,8 +56,8 @@ def _check(kernel, result) -> None:
     if tags & set(kernel.tags) or not plain:
         raise CannotReplay(f"{kernel}: the result's value decides what is done next, or its shape")
 
-# %% ../nbs/02_replay.ipynb #de9979d4
-LARGE = 1_000_000  # multiplications from which oneDNN's product is the faster one: measured, `python tests/benchmarks/training.py --products`
+# %% ../nbs/02_replay.ipynb #b70e9d99
+LARGE = 1_000_000  # multiplications from which oneDNN is the faster one: tests/benchmarks/training.py --products
 FACTORIES = {
     "ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full", "ones", "zeros", "full", "arange", "scalar_tensor",
 }  # fmt: skip
@@ -195,9 +195,9 @@ def write(calls: list[tuple], inputs: Sequence[Tensor], outputs: Sequence[Tensor
             script.call(kernel, args, kwargs, result)
     return script.function(outputs)
 
-# %% ../nbs/02_replay.ipynb #9930b2aa
+# %% ../nbs/02_replay.ipynb #0967bce8
 def _same(first: list[tuple], second: list[tuple]) -> bool:
-    "Whether two recordings have the same kernels, numbers and, from outside of the calls, arrays: in the same memory, or equal."
+    "Whether two recordings have the same kernels, numbers and arrays from outside: those in the same memory, or equal."
     made = lambda calls: _memory([result for kernel, _, _, result in calls if not _looks(kernel) and not _writes(kernel)])
     inside = made(first), made(second)
 
@@ -224,9 +224,9 @@ def _close(a: Tensor | None, b: Tensor | None) -> bool:
     scale = b.abs().max().nan_to_num(0, 0, 0).item() if b.numel() else 0.0
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
 
-# %% ../nbs/02_replay.ipynb #a2f56400
+# %% ../nbs/02_replay.ipynb #9842e6e7
 def _rehearsed(f: Callable, inputs: list[Tensor], state: list[Tensor], make: Callable) -> Callable:
-    "What `make(run)` makes, once it has given the same as `f`; `run(g)` calls g on the inputs and then puts `state` and the generators back."
+    "What `make(run)` makes, once it gave what `f` gives; `run(g)` calls g on the inputs, then puts `state` and the generators back."
     kept = [t.clone() for t in state]
 
     def run(g: Callable) -> list[Tensor]:
@@ -245,7 +245,7 @@ def _rehearsed(f: Callable, inputs: list[Tensor], state: list[Tensor], make: Cal
 
 
 def record(f: Callable, inputs: Iterable[Tensor], state: Iterable[Tensor] = ()) -> Callable:
-    """A function that gives what `f(*inputs) -> list of tensors` gives, for contiguous inputs of these shapes, by playing its kernels again.
+    """A function that gives what `f(*inputs) -> list of tensors` gives, for inputs laid out as these, by playing its kernels again.
 
     state: tensors outside that `f` changes, such as buffers; they and the generators are put back here, and change with every replay.
     Sums round differently where oneDNN makes the products. All other tensors that `f` read are read anew, at the place where they were.
@@ -308,9 +308,9 @@ def capture(f: Callable, inputs: Iterable[Tensor], state: Iterable[Tensor] = ())
     except RuntimeError as error:  # what CUDA says of a kernel that waits for the GPU, or that it cannot capture
         raise CannotReplay(str(error).split("\n")[0]) from error
 
-# %% ../nbs/02_replay.ipynb #0fb482ad
+# %% ../nbs/02_replay.ipynb #8ebd1e48
 class Replayed:
-    """`f(*tensors) -> list of tensors`, replayed where it can be; a list for each layout of the inputs in memory and each `key`.
+    """`f(*tensors) -> list of tensors`, replayed where it can be; a list for each layout of the inputs and each `key`.
 
     state: a function that gives the tensors which `f` changes. after: so many calls with a key go to `f` itself before a list is made.
     `.failed`: why `f` is called itself, or None.

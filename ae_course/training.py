@@ -139,10 +139,11 @@ class Feed:
         batch = self.batch(torch.linspace(0, self.size - 1, min(64, self.size), device=self.device).long())
         return hashlib.sha256(f"{self.size} {tuple(batch.x.shape)}".encode() + batch.x.float().cpu().numpy().tobytes()).hexdigest()[:16]
 
-# %% ../nbs/02_training.ipynb #082d2166
+# %% ../nbs/02_training.ipynb #eb820bb4
 def _adam(parameters, lr: float) -> torch.optim.Optimizer:
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-    return torch.optim.Adam(parameters, lr=lr, fused=fused)
+    on_gpu = any(p.is_cuda for p in parameters)  # its count of steps lies there, too, so that a CUDA graph can hold the step
+    return torch.optim.Adam(parameters, lr=lr, fused=fused, capturable=on_gpu and fused)
 
 
 # name -> (constructor, its usual learning rate). L-BFGS stops by its own tolerances only at zero: the caller's epochs decide.
@@ -635,7 +636,7 @@ def _reporter(progress, done: int, epochs: int):
 
         yield show
 
-# %% ../nbs/02_training.ipynb #f21e0431
+# %% ../nbs/02_training.ipynb #7677bb19
 def fit(
     model: nn.Module,
     data,
@@ -678,6 +679,8 @@ def fit(
     _check_settings(model, len(data), epochs, batch_size, precision)
     try:
         model.to(device)
+        if precision == "bfloat16":
+            model.to(memory_format=torch.channels_last)  # the order that the 16-bit convolutions of GPUs and processors are made for
         feed, held_out = _checked_feed(model, data, device), None if validation is None else _checked_feed(model, validation, device)
         phases, schedule = make_phases(model, optimizer, lr), schedule or constant
         settings = {
