@@ -13,7 +13,7 @@ installed are named and left out: pip install "ae_course[bench]".
 - floor: the eleven products of a step into memory that is there, and fused Adam on one flat array; nothing else that a step needs.
   With PyTorch's `mm` (MKL), and with oneDNN's product where that is faster.
 
-Not a test: nothing here passes or fails. On two quiet cores it takes about four minutes.
+Not a test: nothing here passes or fails. The time it takes is bounded by --rounds, --epochs and --images.
 """
 
 import argparse
