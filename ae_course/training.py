@@ -727,6 +727,8 @@ def fit(
         ) from error
     finally:
         model.eval()
+        if precision == "bfloat16":
+            model.to(memory_format=torch.contiguous_format)  # as a model read from its file lies in memory: the same bits from both
     return History(training.state.rows)
 
 # %% ../nbs/02_training.ipynb #a023f878
