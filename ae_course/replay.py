@@ -271,10 +271,11 @@ def record(f: Callable, inputs: Iterable[Tensor], state: Iterable[Tensor] = ()) 
 
 # %% ../nbs/02_replay.ipynb #193e43fa
 def repeats_itself(model: nn.Module) -> bool:
-    "Whether every part of `model` is PyTorch's, the course's or enrolled with `register`, and none has hooks."
+    "Whether every part of `model` is PyTorch's, the course's or enrolled with `register`, without hooks and with its class's own methods."
     known = lambda kind: kind.__module__.split(".")[0] in ("torch", "ae_course") or REGISTRY.get(kind.__name__) is kind
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return all(known(type(m)) and not any(getattr(m, name) for name in hooks) for m in model.modules())
+    replaced = lambda m: any(callable(value) and hasattr(type(m), name) for name, value in vars(m).items())  # model.forward = watched
+    return all(known(type(m)) and not replaced(m) and not any(getattr(m, name) for name in hooks) for m in model.modules())
 
 # %% ../nbs/02_replay.ipynb #a2e64c88
 def capture(f: Callable, inputs: Iterable[Tensor], state: Iterable[Tensor] = ()) -> Callable:

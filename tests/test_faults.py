@@ -89,7 +89,7 @@ ROWS = {
         "test_lab.py::test_a_signal_stops_in_order_and_the_next_start_goes_on", "test_lab.py::test_a_second_ctrl_c_does_not_wait",
         "test_lab.py::test_a_signal_before_the_kernel_stands_stops_too", "test_training.py::test_a_killed_training_resumes_bit_for_bit"),
     "kill -9 of a Dask worker, of the scheduler": (
-        "test_sweeps.py::test_a_dask_worker_that_is_killed_takes_its_run_along_and_the_cell_goes_on_elsewhere",
+        "test_sweeps.py::test_a_dask_worker_that_ends_takes_its_run_along_and_the_cell_goes_on_elsewhere",
         "test_sweeps.py::test_a_killed_scheduler_ends_the_sweep_and_its_runs_and_the_next_start_goes_on",
         "test_sweeps.py::test_random_kills_do_no_harm"),
     "a kernel killed for memory": (
