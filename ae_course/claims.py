@@ -773,7 +773,8 @@ def in_full(claim: Claim, found: list[Verdict], sources: dict) -> str:
         if v.finding:
             lines += [f"  ({i}) {p.verdict}: {p.words}: {Verdict(claim, p.verdict, p).effect}" for i, p in enumerate(v.finding.parts, 1)]
     fold = lambda text: textwrap.fill(text, 100, subsequent_indent="    ", break_long_words=False)
-    return "\n".join([*map(fold, lines), f"Again: {reproduce(claim)}"])
+    again = dict.fromkeys(reproduce(claim, v.scale["preset"]) for v in found if v.scale) or [reproduce(claim)]
+    return "\n".join([*map(fold, lines), *(f"Again: {command}" for command in again)])
 
 
 def _needs(claim: Claim) -> str:
