@@ -336,6 +336,8 @@ def main():
         for process in workers.values():
             process.stdin.close()
             process.wait()
+    if not rows:
+        sys.exit("nothing was measured: is ae_course installed where this runs, with the extra `bench`?")
     if args.table:
         new = not args.table.exists()
         with args.table.open("a", newline="", encoding="utf-8") as file:

@@ -1,5 +1,5 @@
 """Images per second of a training step for each cell of the Tightrope grid, and its share of the matrix-multiply ceiling:
-python tests/benchmarks/bottleneck.py [--device cuda --side 96 --depth 5 --batch 32 --precision bfloat16 --channels-last]
+python tests/benchmarks/tightrope.py [--device cuda --side 96 --depth 5 --batch 32 --precision bfloat16 --channels-last]
 
 Every configuration with both decoders: median seconds of a step of Adam on random images. The work of a step is counted as 6 FLOP for
 each multiply-accumulate of the forward pass (2 forward, 4 backward). The ceiling is that of this machine, measured: the best of a few
