@@ -140,7 +140,7 @@ def gaussian_error(x_hat: Tensor, x: Tensor, sigma: float = 1.0) -> Tensor:
 
 RECONSTRUCTIONS = {"mse": squared_error, "bce": cross_entropy, "gaussian": gaussian_error}
 
-# %% ../nbs/01_autoencoder.ipynb #1885263d
+# %% ../nbs/01_autoencoder.ipynb #b1bdc178
 @register
 class Autoencoder(nn.Module):
     """`encoder` and `decoder` with a reconstruction loss; the usual base of a family, not a requirement of `fit`.
@@ -200,7 +200,7 @@ class Autoencoder(nn.Module):
         if x.dtype != weight.dtype:
             raise DataError(f"data: got {x.dtype}, expected {weight.dtype} as the network's weights; pixels(dtype=) and to() convert")
         for bounded, what, mend in (
-            (self.reconstruction == "bce", "binary cross-entropy", "use 'mse'"),
+            (self.reconstruction == "bce", "binary cross-entropy", "use 'mse' or 'gaussian'"),
             (built.get("output") == "sigmoid", "a decoder that ends in a sigmoid", "build it with output='linear'"),
         ):
             if bounded and not (x.min() >= 0 and x.max() <= 1):

@@ -5,23 +5,21 @@
 # %% auto #0
 __all__ = ['FRACTIONS', 'INITS', 'code_size', 'code_channels', 'Configuration', 'grid', 'Residual', 'published_init',
            'bottleneck', 'Layer', 'anatomy', 'shapes_table', 'discs', 'Exponents', 'exponents', 'set_to_copy',
-           'ridge_r2', 'patch_r2', 'refit', 'dynamics', 'OutOfTime', 'fit_within', 'seconds_per_image']
+           'ridge_r2', 'patch_r2', 'refit', 'dynamics']
 
-# %% ../nbs/33_bottleneck.ipynb #cd0c5879
+# %% ../nbs/33_bottleneck.ipynb #c57300c1
 import copy
 import math
 import statistics
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .autoencoder import REGISTRY, Autoencoder, describe, read_tensors, register
+from .autoencoder import REGISTRY, Autoencoder, describe, register
 from .base import BadArgument, check_choice, check_size
 from .convolutional import output_size
 from .metrics import Interval, r2
@@ -225,7 +223,7 @@ def discs(n: int, side: int = 16, seed: int = 0) -> Tensor:
         x = x * (1 - inside) + colour * inside
     return x
 
-# %% ../nbs/33_bottleneck.ipynb #22ad7a5f
+# %% ../nbs/33_bottleneck.ipynb #40f00ce8
 class Exponents(NamedTuple):
     "Of (33.7): `size` a, `channels` b, and their `contrast` a - 2 b, each with its interval."
 
@@ -240,7 +238,7 @@ def exponents(rows: Sequence[dict], column: str, level: float = 0.95) -> Exponen
     The configurations, their logarithms averaged over the seeds, are the sample: Student's intervals with their count less 3 degrees of
     freedom. BadArgument for a value that has no logarithm, and for configurations too few or too alike.
     """
-    from scipy.stats import t
+    from statsmodels.regression.linear_model import OLS
 
     if bad := [row for row in rows if not row[column] > 0]:
         raise BadArgument(f"{column}: {bad[0][column]} at size {bad[0]['size']}, channels {bad[0]['channels']}; expected numbers above 0")
@@ -248,17 +246,13 @@ def exponents(rows: Sequence[dict], column: str, level: float = 0.95) -> Exponen
     for row in rows:
         cells.setdefault((row["size"], row["channels"]), []).append(math.log(row[column]))
     design = torch.tensor([[1, math.log(s), math.log(n)] for s, n in cells], dtype=torch.float64)
-    y = torch.tensor([statistics.fmean(values) for values in cells.values()], dtype=torch.float64)
     if len(cells) < 4 or torch.linalg.matrix_rank(design) < 3:
         raise BadArgument(f"rows: {len(cells)} configurations, expected at least 4 that differ in size and in channels")
-    inverse = torch.linalg.inv(design.T @ design)
-    fitted = inverse @ design.T @ y
-    spread = (y - design @ fitted).square().sum() / (len(cells) - 3)
+    fitted = OLS([statistics.fmean(values) for values in cells.values()], design.numpy()).fit()
 
     def interval(weights: list[float]) -> Interval:
-        w = torch.tensor(weights, dtype=torch.float64)
-        half = t.ppf((1 + level) / 2, len(cells) - 3) * (spread * (w @ inverse @ w)).sqrt().item()
-        return Interval((w @ fitted).item(), (w @ fitted).item() - half, (w @ fitted).item() + half)
+        test = fitted.t_test(weights)
+        return Interval(test.effect.item(), *test.conf_int(1 - level)[0].tolist())
 
     return Exponents(interval([0, 1, 0]), interval([0, 0, 1]), interval([0, 1, -2]))
 
@@ -343,48 +337,3 @@ def dynamics(history: History) -> dict[str, float]:
     late = train[len(train) // 2 :]
     jump = max((max(a / b, b / a) for a, b in zip(late[:-1], late[1:])), default=1.0)
     return {"best_epoch": best + 1, "best_test_mse": test[best], "rise_after_best": test[-1] / test[best], "late_jump": jump}
-
-# %% ../nbs/33_bottleneck.ipynb #e1e66063
-class OutOfTime(Exception):
-    "The minutes that a training was given are over; it stands in its checkpoint."
-
-
-def fit_within(model: nn.Module, data, *, epochs: int, minutes: float | None, checkpoint: str | Path, progress: Callable, **options):
-    """`fit` for at most `epochs` and, checked after each epoch, `minutes` of training (None: no limit); `(History, "epochs" | "minutes")`.
-
-    Minutes before an interruption count, as the checkpoint has noted them. progress, options: as for `fit`.
-    """
-    path, done = Path(checkpoint), 0
-    spent = sum(row["seconds"] for row in read_tensors(path)[1]["rows"]) if path.exists() else 0.0
-
-    def told(row: dict) -> None:
-        nonlocal spent, done
-        progress(row)
-        spent, done = spent + row["seconds"], row["epoch"]
-        if minutes is not None and spent >= 60 * minutes and done < epochs:
-            raise OutOfTime
-
-    if minutes is not None and spent >= 60 * minutes:
-        done = len(read_tensors(path)[1]["rows"])
-    else:
-        try:
-            return fit(model, data, epochs=epochs, checkpoint=path, progress=told, **options), "epochs"
-        except OutOfTime:
-            pass
-    return fit(model, data, epochs=done, checkpoint=path, progress=False, **options), "minutes"
-
-# %% ../nbs/33_bottleneck.ipynb #cfd7ca77
-def seconds_per_image(model: nn.Module, batch: Tensor, precision: str = "float32", steps: int = 5) -> float:
-    "Median seconds of a step of Adam, over the images of `batch`, on its device, after two steps to warm up; `model` stays as it is."
-    model, times = copy.deepcopy(model).to(batch.device).train(), []
-    optimizer = torch.optim.Adam(model.parameters())
-    for _ in range(steps + 2):
-        began = time.perf_counter()
-        optimizer.zero_grad()
-        with torch.autocast(batch.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = sum(model.loss_terms(batch).values())
-        loss.backward()
-        optimizer.step()
-        loss.item()  # waits for the device
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[2:]) / len(batch)

@@ -7,7 +7,7 @@ __all__ = ['INCEPTION', 'SmallSample', 'Moments', 'moments', 'frechet_distance',
            'to_bytes', 'Scorer', 'label_network', 'cnn_scorer', 'efficientnet_scorer', 'inception_scorer', 'Validation',
            'validate', 'over_draws', 'scores']
 
-# %% ../nbs/42_distance.ipynb #d89e342d
+# %% ../nbs/42_distance.ipynb #c9c40505
 import hashlib
 import json
 import warnings
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from .autoencoder import read_tensors, write_tensors
 from .base import BadArgument, check_size
 from .data import DataError, Images, as_bytes
-from .metrics import Interval, mean_interval
+from .metrics import Interval, in_double, mean_interval
 from .stacked import Classifier
 from .training import Feed, fit, pick_device, seeded
 from .undercomplete import shuffle_pixels
 
-# %% ../nbs/42_distance.ipynb #1212e01c
+# %% ../nbs/42_distance.ipynb #f2c38765
 class SmallSample(UserWarning):
     "No more images than features: the distance is right for these samples, but says more about their number than about what they show."
 
@@ -48,7 +48,7 @@ def _matrix(x, name: str, ndim: int = 2) -> Tensor:
         raise BadArgument(f"{name}: got {x.dtype} {tuple(x.shape)}, expected floats of shape {wanted}")
     if not x.isfinite().all():
         raise BadArgument(f"{name}: {int((~x.isfinite()).sum())} of {x.numel()} values are NaN or infinite; look at the images")
-    return (x.cpu() if x.device.type == "mps" else x).double()  # Apple's GPU has no double precision
+    return in_double(x)
 
 
 def moments(features) -> Moments:

@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'activations', 'receptive_box', 'kind_of', 'folds', 'NotConv
            'TooFewSamples', 'Directions', 'directions', 'Similarity', 'similarity', 'svcca', 'spectrum',
            'fourier_svcca', 'svcca_published', 'cka']
 
-# %% ../nbs/32_representations.ipynb #8d81ba61
+# %% ../nbs/32_representations.ipynb #b92c037f
 import math
 import warnings
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import BadArgument, check_choice, check_number, check_size
+from .metrics import in_double
 from .training import pick_device
 
 # %% ../nbs/32_representations.ipynb #816a446a
@@ -145,23 +146,23 @@ def fit_logistic(
     with torch.no_grad():
         return w.detach().permute(1, 0, 2), b.detach(), outputs()
 
-# %% ../nbs/32_representations.ipynb #0d517223
+# %% ../nbs/32_representations.ipynb #fb078c1c
 def fit_ridge(
     z: Tensor, y: Tensor, train: Tensor, weight_decay: float = 0.01, floor: float = 0.01
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The linear case of (32.1) for every training part, by the smaller system of (32.4): weights (F, d, K) for standardised codes,
     intercepts (F, K), outputs (N, F, K). z (N, d) floats, y (N, K) floats, train (N, F) of 0 and 1. Systems are solved in float64.
     """
-    place, z = "cpu" if z.device.type == "mps" else z.device, z - z[:1]  # Apple's GPU has no double precision
+    z = z - z[:1]
     weights, intercepts, outputs = [], [], []
     for part in train.bool().T:
         mean, scale = _moments(z, part[:, None], floor)
         x = (z - mean) * scale
         seen, shift = x[part], y[part].mean(0)
-        target, dual = (y[part] - shift).to(place, torch.float64), len(seen) < z.shape[1]
-        gram = (seen @ seen.T if dual else seen.T @ seen).to(place, torch.float64)
+        target, dual = in_double(y[part] - shift), len(seen) < z.shape[1]
+        gram = in_double(seen @ seen.T if dual else seen.T @ seen)
         gram.diagonal().add_(weight_decay * len(seen))
-        right = target if dual else seen.T.to(place, torch.float64) @ target
+        right = target if dual else in_double(seen.T) @ target
         solved = torch.linalg.solve(gram, right).to(z)
         weights.append(seen.T @ solved if dual else solved)
         intercepts.append(shift.to(z))
@@ -231,7 +232,7 @@ def probe(
     found = [_scores(kind, out[(fold == f).to(place), f], y[fold == f]) for f in range(k)]
     return {score: [row[score] for row in found] for score in found[0]}
 
-# %% ../nbs/32_representations.ipynb #b2df4c95
+# %% ../nbs/32_representations.ipynb #bd89d464
 class TooFewSamples(UserWarning):
     "A similarity that would be high for unrelated codes too; the message says how high."
 
@@ -249,7 +250,7 @@ def directions(x: Tensor, name: str = "codes") -> Directions:
     """
     if x.ndim != 3 or x.shape[1] < 2 or not x.isfinite().all():
         raise BadArgument(f"{name}: got shape {tuple(x.shape[1:])}, expected at least 2 samples of finite numbers")
-    x = (x.cpu() if x.device.type == "mps" else x).to(torch.complex128 if x.is_complex() else torch.float64)
+    x = in_double(x)
     size = x.abs().square().sum()
     x = x - x.mean(1, keepdim=True)
     if x.abs().square().sum() <= 1e-20 * size:
@@ -320,7 +321,7 @@ def svcca(a: Tensor, b: Tensor, keep: float = 0.99) -> Similarity:
     _pair(a, b)
     return similarity(directions(a.flatten(1)[None], "a"), directions(b.flatten(1)[None], "b"), keep)
 
-# %% ../nbs/32_representations.ipynb #0f4ba801
+# %% ../nbs/32_representations.ipynb #3c8b3205
 def spectrum(z: Tensor, size: int | None = None) -> Tensor:
     "Fourier coefficients (32.9) of square maps z (N, C, s, s), a block (N, C) a frequency, (m * m, N, C); m = `size`, at most s, or s."
     if z.ndim != 4 or z.shape[2] != z.shape[3]:
@@ -329,7 +330,7 @@ def spectrum(z: Tensor, size: int | None = None) -> Tensor:
     m = s if size is None else check_size("size", size)
     if m > s:
         raise BadArgument(f"size: got {m} for maps of {s} x {s}, expected at most {s}")
-    wide = (z.cpu() if z.device.type == "mps" else z).double()
+    wide = in_double(z)
     f = torch.fft.fftfreq(s, 1 / s).round().long()
     at = ((f >= -m / 2) & (f < m / 2)).nonzero()[:, 0].to(wide.device)
     return (torch.fft.fft2(wide, norm="ortho")[:, :, at][..., at]).flatten(2).permute(2, 0, 1)
@@ -382,7 +383,7 @@ def svcca_published(a: Tensor, b: Tensor) -> tuple[float, float]:
     found = torch.tensor([_published_cca(x, y) for x, y in zip(*blocks)])
     return found.mean().item(), found.std(correction=0).item()
 
-# %% ../nbs/32_representations.ipynb #e1f5358b
+# %% ../nbs/32_representations.ipynb #a91a59a4
 def cka(a: Tensor, b: Tensor, debiased: bool = True) -> float:
     """Linear centred kernel alignment (32.11) of codes (N, ...) of the same N images: from 0 to 1, or with `debiased` by the estimate of
     Song et al. (2012), without the diagonals, about 0 for unrelated codes at any N from 4. BadArgument for constant codes.
@@ -393,7 +394,7 @@ def cka(a: Tensor, b: Tensor, debiased: bool = True) -> float:
         raise BadArgument(f"cka: got {len(a)} samples, expected at least {least}")
     grams = []
     for name, z in (("a", a), ("b", b)):
-        x = (z.cpu() if z.device.type == "mps" else z).flatten(1).double()
+        x = in_double(z).flatten(1)
         x = x - x.mean(0)
         if x.square().sum() <= 1e-20 * z.double().square().sum():
             raise BadArgument(f"{name}: the activations are the same for all {len(z)} samples, so nothing is near or far")

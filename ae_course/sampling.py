@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'Density', 'Clusters', 'clusters', 'em', 'Degenerate', 'fit_latent', 'held_out', 'principal_steps',
-           'traversal', 'interpolation']
+           'interpolation']
 
-# %% ../nbs/41_sampling.ipynb #3a91aa70
+# %% ../nbs/41_sampling.ipynb #4162f10b
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from .base import BadArgument, check_choice, check_number, check_size
 from .linear import PCA
+from .metrics import in_double
 
-# %% ../nbs/41_sampling.ipynb #562dc831
+# %% ../nbs/41_sampling.ipynb #bde7122b
 def _root(covariance: Tensor, what: str) -> Tensor:
     "Lower Cholesky factor of `covariance` (k, k); BadArgument, beginning with `what`, where it is singular in float64."
     root, failed = torch.linalg.cholesky_ex(covariance)
@@ -82,8 +83,7 @@ def _codes(z: Tensor, k: int | None = None) -> Tensor:
         raise BadArgument(f"z: got {got}, expected a float tensor (N, {k or 'k'}), a code a row; of feature maps take z.flatten(1)")
     if not (finite := z.isfinite().all(1)).all():
         raise BadArgument(f"z: {int((~finite).sum())} of {len(z)} codes hold NaN or infinite values, expected finite ones")
-    z = z.detach()
-    return (z.cpu() if z.device.type == "mps" else z).double()  # Apple's GPU has no double precision
+    return in_double(z)
 
 # %% ../nbs/41_sampling.ipynb #9ec42ba4
 class Clusters(NamedTuple):
@@ -207,16 +207,11 @@ def held_out(z: Tensor, z_test: Tensor, components: int = 10, seed: int = 0, rid
     nats = {kind: (fit_latent(z, kind, **options[kind]).log_prob(z_test).mean() / z_test.shape[1]).item() for kind in KINDS}
     return {**nats, "gain": nats["gmm"] - nats["mvg"]}
 
-# %% ../nbs/41_sampling.ipynb #d57055c9
+# %% ../nbs/41_sampling.ipynb #e2e8391e
 def principal_steps(z: Tensor, count: int) -> Tensor:
     "The first `count` principal directions of codes `z` (N, k), each as long as the standard deviation along it; (count, k), of z's type."
     pca = PCA(count).fit(_codes(z).cpu())
     return (pca.components * pca.explained_variance.sqrt()[:, None]).to(z)
-
-
-def traversal(z: Tensor, step: Tensor, amounts) -> Tensor:
-    "Codes (N, T, k) on the line (41.8) through each of `z` (N, k) at `amounts` (T) times the vector `step` (k,)."
-    return z[:, None, :] + torch.as_tensor(amounts).to(z)[None, :, None] * step
 
 
 def interpolation(a: Tensor, b: Tensor, steps: int = 9) -> Tensor:

@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['log', 'OPTIMIZERS', 'daly_schedule', 'Diverged', 'OutOfMemory', 'pick_device', 'mix', 'seeded', 'order', 'Feed',
            'Phase', 'make_phases', 'constant', 'piecewise', 'History', 'pack', 'unpack', 'State', 'save_state',
-           'load_state', 'Training', 'train', 'denormals_flushed', 'evaluate', 'fit', 'fit_many']
+           'load_state', 'Training', 'train', 'denormals_flushed', 'evaluate', 'fit', 'OutOfTime', 'fit_within',
+           'seconds_per_image', 'fit_many']
 
-# %% ../nbs/02_training.ipynb #694a452b
+# %% ../nbs/02_training.ipynb #62c2d1c3
+import copy
 import ctypes
 import hashlib
 import json
@@ -17,6 +19,7 @@ import multiprocessing
 import queue
 import re
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -730,6 +733,51 @@ def fit(
         if precision == "bfloat16":
             model.to(memory_format=torch.contiguous_format)  # as a model read from its file lies in memory: the same bits from both
     return History(training.state.rows)
+
+# %% ../nbs/02_training.ipynb #e1e66063
+class OutOfTime(Exception):
+    "The minutes that a training was given are over; it stands in its checkpoint."
+
+
+def fit_within(model: nn.Module, data, *, epochs: int, minutes: float | None, checkpoint: str | Path, progress: Callable, **options):
+    """`fit` for at most `epochs` and, checked after each epoch, `minutes` of training (None: no limit); `(History, "epochs" | "minutes")`.
+
+    Minutes before an interruption count, as the checkpoint has noted them. progress, options: as for `fit`.
+    """
+    path, done = Path(checkpoint), 0
+    spent = sum(row["seconds"] for row in read_tensors(path)[1]["rows"]) if path.exists() else 0.0
+
+    def told(row: dict) -> None:
+        nonlocal spent, done
+        progress(row)
+        spent, done = spent + row["seconds"], row["epoch"]
+        if minutes is not None and spent >= 60 * minutes and done < epochs:
+            raise OutOfTime
+
+    if minutes is not None and spent >= 60 * minutes:
+        done = len(read_tensors(path)[1]["rows"])
+    else:
+        try:
+            return fit(model, data, epochs=epochs, checkpoint=path, progress=told, **options), "epochs"
+        except OutOfTime:
+            pass
+    return fit(model, data, epochs=done, checkpoint=path, progress=False, **options), "minutes"
+
+# %% ../nbs/02_training.ipynb #cfd7ca77
+def seconds_per_image(model: nn.Module, batch: Tensor, precision: str = "float32", steps: int = 5) -> float:
+    "Median seconds of a step of Adam, over the images of `batch`, on its device, after two steps to warm up; `model` stays as it is."
+    model, times = copy.deepcopy(model).to(batch.device).train(), []
+    optimizer = torch.optim.Adam(model.parameters())
+    for _ in range(steps + 2):
+        began = time.perf_counter()
+        optimizer.zero_grad()
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = sum(model.loss_terms(batch).values())
+        loss.backward()
+        optimizer.step()
+        loss.item()  # waits for the device
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[2:]) / len(batch)
 
 # %% ../nbs/02_training.ipynb #a023f878
 def _named(error: BaseException, i: int, models: list) -> BaseException:

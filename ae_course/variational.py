@@ -7,7 +7,7 @@ __all__ = ['Posterior', 'log_prior', 'variational_mlp', 'VAE', 'LinearPosterior'
            'elbo', 'importance_bound', 'log_weights', 'IWAE', 'annealed_log_likelihood', 'quadratic_loss',
            'active_units', 'mutual_information', 'mig', 'DCI', 'dci', 'traverse', 'attribute_correlation']
 
-# %% ../nbs/40_variational.ipynb #bde2ee96
+# %% ../nbs/40_variational.ipynb #094bee3c
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from .autoencoder import RECONSTRUCTIONS, Autoencoder, mlp, register
 from .base import BadArgument, check_choice, check_number, check_size
-from .data import DataError
 from .linear import PCA
 
 # %% ../nbs/40_variational.ipynb #83c6c495
@@ -54,7 +53,7 @@ def variational_mlp(shape: Sequence[int] = (1, 28, 28), hidden: Sequence[int] = 
     encoder = mlp(shape, hidden, 2 * latent_dim, activation, None, output)[0]
     return encoder, mlp(shape, hidden, latent_dim, activation, None, output)[1]
 
-# %% ../nbs/40_variational.ipynb #07868e58
+# %% ../nbs/40_variational.ipynb #f8818a1e
 @register
 class VAE(Autoencoder):
     """The variational autoencoder: loss = distortion + beta * rate (40.8), in nats, sums over pixels and code, mean over images.
@@ -112,12 +111,6 @@ class VAE(Autoencoder):
         "The weight of the rate (40.7) that the loss amounts to, in sums, for images of `d` values and codes of `k`."
         code = k if (self.kl_reduction or self.reduction) == "mean" else 1
         return self.beta * (d if self.reduction == "mean" else 1) / code
-
-    def check_data(self, x: Tensor) -> None:
-        "DataError where values of `x` are outside what the likelihood is defined for."
-        if self.reconstruction == "bce" and not (x.min() >= 0 and x.max() <= 1):
-            raise DataError(f"Bernoulli likelihood: got values from {x.min():.4g} to {x.max():.4g}, expected [0, 1]; rescale the data, "
-                            "or use 'gaussian'")  # fmt: skip
 
     def loss_terms(self, batch, phase: str = "main") -> dict[str, Tensor]:
         "The distortion and the weighted rate, means over images, by the two reductions."
@@ -392,10 +385,10 @@ def dci(z: Tensor, factors: Tensor, trees: int = 30, seed: int = 0) -> DCI:
     r = torch.stack(importance, 1)  # (k, F)
     return DCI(_concentration(r), _concentration(r.T), sum(scores) / len(scores))
 
-# %% ../nbs/40_variational.ipynb #a8cb177f
+# %% ../nbs/40_variational.ipynb #a54bac0e
 def traverse(z: Tensor, direction: Tensor, steps: Tensor) -> Tensor:
-    "Codes (S, k) on the line through the code `z` (k,): z + step * direction, for every one of `steps` (S,)."
-    return z + torch.as_tensor(steps, dtype=z.dtype, device=z.device)[:, None] * direction.to(z)
+    "Codes (..., S, k) on the lines through codes `z` (..., k): z + step * direction, for every one of `steps` (S,)."
+    return z[..., None, :] + torch.as_tensor(steps, dtype=z.dtype, device=z.device)[:, None] * direction.to(z)
 
 
 def attribute_correlation(z: Tensor, factors: Tensor, directions: Tensor) -> Tensor:

@@ -20,17 +20,15 @@ from ae_course.bottleneck import (
     discs,
     dynamics,
     exponents,
-    fit_within,
     grid,
     patch_r2,
     refit,
     ridge_r2,
-    seconds_per_image,
     set_to_copy,
     shapes_table,
 )
 from ae_course.claims import Terms, rule_contrast
-from ae_course.training import History, fit, seeded
+from ae_course.training import History, fit, fit_within, seconds_per_image, seeded
 
 SMALL = {"shape": (3, 16, 16), "size": 4, "channels": 12, "depth": 2}
 

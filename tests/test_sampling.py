@@ -19,7 +19,6 @@ from ae_course.sampling import (
     held_out,
     interpolation,
     principal_steps,
-    traversal,
 )
 
 
@@ -216,9 +215,6 @@ def test_walks():
     assert steps.dtype == torch.float32 and steps.shape == (2, 4)
     values = torch.linalg.eigvalsh(torch.cov(z.T)).flip(0)
     assert_close(steps.double().norm(dim=1), values[:2].sqrt(), rtol=1e-5, atol=0)
-    walk = traversal(z[:3], steps[0].double(), [-1.0, 0.0, 2.0])
-    assert walk.shape == (3, 3, 4) and torch.equal(walk[:, 1], z[:3])
-    assert_close(walk[:, 2] - walk[:, 1], 2 * (walk[:, 1] - walk[:, 0]))
     path = interpolation(z[:2], z[2:4], 3)
     assert torch.equal(path[:, 0], z[:2]) and torch.equal(path[:, 2], z[2:4])
     assert_close(path[:, 1], (z[:2] + z[2:4]) / 2)

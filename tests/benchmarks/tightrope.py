@@ -12,8 +12,8 @@ import time
 import torch
 
 from ae_course.autoencoder import Autoencoder
-from ae_course.bottleneck import bottleneck, seconds_per_image, shapes_table
-from ae_course.training import pick_device, seeded
+from ae_course.bottleneck import bottleneck, shapes_table
+from ae_course.training import pick_device, seconds_per_image, seeded
 
 
 def ceiling(device, dtype, size):

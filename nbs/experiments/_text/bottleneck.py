@@ -80,19 +80,17 @@ from ae_course.bottleneck import (
     anatomy,
     bottleneck,
     dynamics,
-    fit_within,
     grid,
     patch_r2,
     refit,
     ridge_r2,
-    seconds_per_image,
     set_to_copy,
     shapes_table,
 )
 from ae_course.data import find, load
 from ae_course.figures import curves, dots, pick, reconstruction_grid
 from ae_course.metrics import per_image_mse
-from ae_course.training import fit, pick_device, seeded
+from ae_course.training import fit, fit_within, pick_device, seconds_per_image, seeded
 
 # %%
 KNOWN = {"grid", "overfitting", "sets", "shapes", "models", "complete"}
