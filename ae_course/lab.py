@@ -9,14 +9,14 @@ __all__ = ['KINDS', 'BOUNDS', 'LINE', 'FLOAT', 'NUMBERS', 'OWN', 'KILLED', 'EXIT
            'from_text', 'one_from_text', 'read_parameters', 'preset_file', 'checked', 'resolve', 'run_key',
            'code_version', 'write_json', 'read_json', 'result_of', 'lock', 'plain', 'checked_rows', 'table',
            'preset_of', 'environment', 'clock', 'progress_line', 'Display', 'start_anew', 'refuse_other_code',
-           'whole_lines', 'message', 'process', 'failure', 'RunFolder', 'Stage', 'slug', 'StagedRun', 'Run', 'given',
-           'start', 'watch_cells', 'execute_cells', 'signals', 'environ', 'plain_engine', 'NotebookFiles',
+           'whole_lines', 'message', 'process', 'failure', 'RunFolder', 'Stage', 'Together', 'slug', 'StagedRun', 'Run',
+           'given', 'start', 'watch_cells', 'execute_cells', 'signals', 'environ', 'plain_engine', 'NotebookFiles',
            'die_with_launcher', 'papermill_process', 'papermill_engine', 'log_entry', 'stop', 'follow', 'verdict',
            'tell', 'already_done', 'take', 'launch', 'record_lines', 'run_order', 'once', 'refuse_twins', 'finished',
            'results_folder', 'digests', 'record_digest', 'collect', 'list_experiments', 'open_lab', 'data_command',
            'typed_pairs', 'add_run_options', 'parser', 'add_other_commands', 'main']
 
-# %% ../nbs/90_lab.ipynb #abfb9401
+# %% ../nbs/90_lab.ipynb #702bd393
 import argparse
 import ast
 import atexit
@@ -43,7 +43,7 @@ import time
 import tokenize
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -561,7 +561,7 @@ class RunFolder:
                 self.set(**failure(RuntimeError("the notebook ended before run.finish(rows)")))
         self.writer.close()
 
-# %% ../nbs/90_lab.ipynb #7db10d8b
+# %% ../nbs/90_lab.ipynb #0d3f9195
 @dataclass
 class Stage:
     "One piece of the work: `checkpoint` is where fit keeps it, `progress` what fit tells of it."
@@ -571,8 +571,7 @@ class Stage:
     index: int
     of: int
     checkpoint: Path
-    begin: float  # share of the loop's cost that lies before this stage
-    share: float
+    share: float  # of the loop's cost
     epoch: int = 0
 
     def progress(self, row: dict) -> None:
@@ -581,17 +580,32 @@ class Stage:
         if self.epoch == 0:  # the epochs before came from a checkpoint
             self.run.skipped += self.share * (row["epoch"] - 1) / epochs
         self.epoch = row["epoch"]
-        done = self.begin + self.share * row["epoch"] / epochs
+        self.run.parts[self.index] = self.share * self.epoch / epochs
+        done = sum(self.run.parts.values())
         left = elapsed * max(1 - done, 0) / max(done - self.run.skipped, 1e-9)
         self.run.log({"stage": self.label, "index": self.index, "of": self.of, **{key: plain(value) for key, value in row.items()},
                       "epochs": epochs, "fraction": round(done, 6), "elapsed": round(elapsed, 3), "remaining": round(left, 1)})  # fmt: skip
+
+
+@dataclass
+class Together:
+    "Stages of one `fit_many`: `checkpoints`, one each, and `progress`, which hands a model's row to the model's stage."
+
+    stages: list[Stage]
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        return [stage.checkpoint for stage in self.stages]
+
+    def progress(self, row: dict) -> None:
+        self.stages[row["model"]].progress({key: value for key, value in row.items() if key != "model"})
 
 
 def slug(text: str) -> str:
     "A label as a file name that cannot leave its folder."
     return re.sub(r"[^A-Za-z0-9=.-]+", "_", text).strip("._")[:60] or "stage"
 
-# %% ../nbs/90_lab.ipynb #44c18ba5
+# %% ../nbs/90_lab.ipynb #9a7f3aeb
 @dataclass
 class StagedRun(RunFolder):
     "A run folder that hands out stages and keeps their log."
@@ -599,27 +613,43 @@ class StagedRun(RunFolder):
     loops: int = 0
     skipped: float = 0.0
     loop_began: float = 0.0
+    parts: dict[int, float] = field(default_factory=dict)  # the share of the cost that each stage has behind it
 
     def __post_init__(self):
         self.display = Display(sys.stderr if self.engine == "plain" else sys.stdout)
 
-    def stages(self, items: Iterable, label: str = "{}", cost: Callable | None = None) -> Iterator[tuple[object, Stage]]:
-        """(item, its Stage), one after another; a tuple fills several places of `label`, `cost(item)` > 0 weighs stages of different size.
-        The order must be the same at every start, since a stage's checkpoint is found again by its place and label."""
-        items, self.skipped, self.loop_began, self.loops = list(items), 0.0, time.monotonic(), self.loops + 1
+    def plan(self, items: Sequence, label: str, cost: Callable | None) -> list[Stage]:
+        "The stages of a loop that begins now; a tuple fills several places of `label`, `cost(item)` > 0 weighs stages of different size."
+        self.parts, self.skipped, self.loop_began, self.loops = {}, 0.0, time.monotonic(), self.loops + 1
         costs = [float(cost(item)) if cost else 1.0 for item in items]
         if not all(math.isfinite(c) and c > 0 for c in costs):
             raise ValueError(f"stages: got costs {costs}, expected finite numbers above 0")
         (self.folder / "checkpoints").mkdir(exist_ok=True)
-        for i, item in enumerate(items):
+        planned = []
+        for i, item in enumerate(items, 1):
             text = label.format(*(item if isinstance(item, tuple) else (item,)))
-            checkpoint = self.folder / "checkpoints" / f"{self.loops}-{i + 1:03}-{slug(text)}.safetensors"
-            stage = Stage(self, text, i + 1, len(items), checkpoint, sum(costs[:i]) / sum(costs), costs[i] / sum(costs))
+            checkpoint = self.folder / "checkpoints" / f"{self.loops}-{i:03}-{slug(text)}.safetensors"
+            planned.append(Stage(self, text, i, len(items), checkpoint, costs[i - 1] / sum(costs)))
+        return planned
+
+    def stages(self, items: Iterable, label: str = "{}", cost: Callable | None = None) -> Iterator[tuple[object, Stage]]:
+        """(item, its Stage), one after another; label and cost as for `plan`.
+        The order must be the same at every start, since a stage's checkpoint is found again by its place and label."""
+        items = list(items)
+        for item, stage in zip(items, self.plan(items, label, cost)):
             self.heed_stop()
-            self.set(state="running", stage=text, progress=round(stage.begin, 6))
+            self.set(state="running", stage=stage.label, progress=round(sum(self.parts.values()), 6))
             yield item, stage
             if stage.epoch == 0:  # nothing was trained: it came from its checkpoint
                 self.skipped += stage.share
+            self.parts[stage.index] = stage.share
+
+    def together(self, items: Iterable, label: str = "{}", cost: Callable | None = None) -> Together:
+        "The stages of `items` as `fit_many` takes them, all begun at once; label, cost and the order as for `stages`."
+        planned = self.plan(list(items), label, cost)
+        self.heed_stop()
+        self.set(state="running", stage=f"{len(planned)} models", progress=0.0)
+        return Together(planned)
 
     def log(self, entry: dict) -> None:
         "Append an entry to log.jsonl and show it, unless who started this follows the log; then hear whether to stop."

@@ -779,7 +779,7 @@ def seconds_per_image(model: nn.Module, batch: Tensor, precision: str = "float32
         times.append(time.perf_counter() - began)
     return statistics.median(times[2:]) / len(batch)
 
-# %% ../nbs/02_training.ipynb #a023f878
+# %% ../nbs/02_training.ipynb #d87fe3f2
 def _named(error: BaseException, i: int, models: list) -> BaseException:
     "`error`, its message saying which of the models it came from."
     where = f"model {i + 1} of {len(models)} ({type(models[i]).__name__})"
@@ -845,13 +845,13 @@ def _side_by_side(models: list, data, calls: list[dict], workers: int, report: C
 
 
 def fit_many(
-    models: Iterable[nn.Module], data, *, seed: int | Sequence[int] = 0, checkpoint: str | Path | None = None, progress=True,
-    device: str | torch.device = "auto", workers: int | None = None, **options,
+    models: Iterable[nn.Module], data, *, seed: int | Sequence[int] = 0, checkpoint: str | Path | Sequence[Path] | None = None,
+    progress=True, device: str | torch.device = "auto", workers: int | None = None, **options,
 ) -> list[History]:  # fmt: skip
     """Train each of `models` as `fit(model, data, ...)` would, side by side on a CPU; a History each, in the same order.
 
-    seed: one for all, or one each. checkpoint: a file each, `-model1` and so on after its stem. progress: a bar over all epochs, nothing,
-    or a function of each row, which has the model's number (from 0) as "model". options: those of `fit`, the same for all.
+    seed: one for all, or one each. checkpoint: a file each, or one name, with `-model1` and so on after its stem. progress: a bar over all
+    epochs, nothing, or a function of each row, which has the model's number (from 0) as "model". options: those of `fit`, the same for all.
     workers: processes, each with one thread; None for as many as this process may use threads. The models are trained one after another,
     in this process, where it is 1, on a GPU, and where a process cannot be forked (Windows, macOS). The weights are those of `fit` with
     one thread, to the bit on the same machine. Models may be of any kind; what a training changes in them beside parameters and buffers
@@ -864,7 +864,10 @@ def fit_many(
     seeds = [seed] * n if isinstance(seed, int) else list(seed)
     if len(seeds) != n:
         raise BadArgument(f"seed: got {len(seeds)} for {n} models, expected one for all or one each")
-    kept = [checkpoint and Path(checkpoint).with_stem(f"{Path(checkpoint).stem}-model{i + 1}") for i in range(n)]
+    if isinstance(checkpoint, str | Path | None):
+        kept = [checkpoint and Path(checkpoint).with_stem(f"{Path(checkpoint).stem}-model{i + 1}") for i in range(n)]
+    elif len(kept := list(checkpoint)) != n:
+        raise BadArgument(f"checkpoint: got {len(kept)} files for {n} models, expected one name for all or one file each")
     calls = [{**options, "seed": s, "checkpoint": c, "device": device} for s, c in zip(seeds, kept)]
     workers = min(n, torch.get_num_threads() if workers is None else check_size("workers", workers))
     forks = sys.platform == "linux" and device.type == "cpu" and not multiprocessing.current_process().daemon

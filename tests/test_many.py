@@ -55,6 +55,8 @@ def test_seeds_one_each(digits):
     assert same(models[1], alone) and not same(*models)
     with pytest.raises(BadArgument, match="got 1 for 2 models"):
         fit_many([small(), small()], digits, seed=[3], **CALL)
+    with pytest.raises(BadArgument, match="checkpoint: got 1 files for 2 models"):
+        fit_many([small(), small()], digits, checkpoint=["a.safetensors"], **CALL)
     with pytest.raises(BadArgument, match="share parameters"):
         fit_many([models[0]] * 2, digits, **CALL)
 
@@ -84,6 +86,9 @@ def test_a_stop_leaves_checkpoints_and_a_second_call_goes_on(digits, tmp_path):
     histories = fit_many(again, digits, workers=2, checkpoint=file, **{**CALL, "epochs": 4})
     assert all(map(same, again, whole)) and [h["loss"] for h in histories] == [h["loss"] for h in expected]
     assert len(list(tmp_path.iterdir())) == 3
+    kept = sorted(tmp_path.iterdir())
+    histories = fit_many([small(4), small(2), small(1)], digits, workers=1, checkpoint=kept, **{**CALL, "epochs": 4})  # finished: loaded
+    assert [h["loss"] for h in histories] == [h["loss"] for h in expected]
 
 
 def test_a_process_that_is_killed_is_named(digits):

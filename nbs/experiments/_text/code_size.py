@@ -42,6 +42,7 @@ seed: int = 0  # at least 0: fixes the start and the order of the images
 device: str = "auto"  # one of auto, cpu, cuda, mps: where to train
 precision: str = "float32"  # one of float32, bfloat16: arithmetic of the networks
 threads: int | None = None  # at least 1: processor threads; none takes PyTorch's choice
+workers: int = 1  # at least 1: networks trained side by side on a processor, each in a process with one thread
 
 # %%
 from ae_course.lab import start
@@ -59,7 +60,7 @@ from ae_course.data import load
 from ae_course.figures import curves, image_grid, show
 from ae_course.linear import PCA
 from ae_course.metrics import per_image_mse
-from ae_course.training import evaluate, fit, seeded
+from ae_course.training import evaluate, fit_many, seeded
 from ae_course.undercomplete import network
 
 # %%
@@ -80,22 +81,26 @@ arms = [(kind, size) for kind in networks for size in sizes if kind == "slides" 
 rows, histories, reconstructions = [], {kind: {} for kind, _ in arms}, {kind: {} for kind, _ in arms}
 shown = test.pixels()[:10]
 cost = {"slides": lambda z: z + 200, "deep": lambda z: 700}
-for (kind, size), stage in run.stages(arms, label="{}, z = {}", cost=lambda arm: cost[arm[0]](arm[1])):
+together = run.together(arms, label="{}, z = {}", cost=lambda arm: cost[arm[0]](arm[1]))
+models = []
+for kind, size in arms:
     with seeded(seed):
-        model = network(kind, shape, size, init=init, hidden=hidden)
-    history = fit(
-        model,
-        train,
-        validation=test,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
-        device=device,
-        precision=precision,
-        checkpoint=stage.checkpoint,
-        progress=stage.progress,
-    )
+        models.append(network(kind, shape, size, init=init, hidden=hidden))
+trained = fit_many(
+    models,
+    train,
+    validation=test,
+    epochs=epochs,
+    batch_size=batch_size,
+    lr=lr,
+    seed=seed,
+    device=device,
+    precision=precision,
+    workers=workers,
+    checkpoint=together.checkpoints,
+    progress=together.progress,
+)
+for (kind, size), model, history in zip(arms, models, trained):
     rows.append(
         {
             "seed": seed,

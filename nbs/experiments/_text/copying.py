@@ -38,6 +38,7 @@ probes: int = 1000  # at least 2: foreign images, crops and noise images
 seed: int = 0  # at least 0: fixes the start, the order of the images, crops and noise
 device: str = "auto"  # one of auto, cpu, cuda, mps: where to train
 threads: int | None = None  # at least 1: processor threads; none takes PyTorch's choice
+workers: int = 1  # at least 1: networks trained side by side on a processor, each in a process with one thread
 
 # %%
 from ae_course.lab import start
@@ -53,7 +54,7 @@ import torch
 from ae_course.autoencoder import save_model
 from ae_course.data import find, load
 from ae_course.figures import curves, reconstruction_grid, show
-from ae_course.training import fit, seeded
+from ae_course.training import fit_many, seeded
 from ae_course.undercomplete import copier, distance_to_identity, photographs, span
 
 # %%
@@ -115,12 +116,16 @@ rows = [
 # %%
 arms = [(k, kind, tie) for k in sizes for kind in starts for tie in (False, True) if not tie or (tie_weights and kind != "independent")]
 maps = {}
-for (k, kind, tie), stage in run.stages(arms, label="{} codes, {}, tied {}", cost=lambda arm: arm[0]):
+together = run.together(arms, label="{} codes, {}, tied {}", cost=lambda arm: arm[0])
+models = []
+for arm in arms:
     with seeded(seed):
-        model = copier(shape, k, kind, tie)
-    rows.append(record(k, kind, tie, 0, composed(model)))
-    history = fit(model, train, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, device=device,
-                  checkpoint=stage.checkpoint, progress=stage.progress)  # fmt: skip
+        models.append(copier(shape, *arm))
+before = [composed(model) for model in models]
+trained = fit_many(models, train, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, device=device, workers=workers,
+                   checkpoint=together.checkpoints, progress=together.progress)  # fmt: skip
+for (k, kind, tie), model, untrained, history in zip(arms, models, before, trained):
+    rows.append(record(k, kind, tie, 0, untrained))
     matrix = composed(model)
     rows.append(record(k, kind, tie, epochs, matrix, sum(history["seconds"])))
     if k == sizes[0]:

@@ -47,6 +47,7 @@ seed: int = 0  # at least 0: fixes the weights and the order of the images
 device: str = "auto"  # one of auto, cpu, cuda, mps: where to train
 precision: str = "float32"  # one of float32, bfloat16: arithmetic of the training
 threads: int | None = None  # at least 1: processor threads; none takes PyTorch's choice
+workers: int = 1  # at least 1: networks trained side by side on a processor, each in a process with one thread
 
 # %%
 from ae_course.lab import start
@@ -72,7 +73,7 @@ from ae_course.data import load
 from ae_course.figures import curves, matrix
 from ae_course.representations import TooFewSamples, activations, cka, directions, similarity, spectrum, svcca_published
 from ae_course.stacked import forward_all
-from ae_course.training import fit, pick_device, seeded
+from ae_course.training import fit_many, pick_device, seeded
 
 # %%
 if threads is not None:
@@ -92,16 +93,17 @@ about = f"{dataset}, {least} images, seed {seed}"
 jobs = {str(cell): (cell, seed) for cell in cells}
 jobs |= {f"{cell}, other start": (cell, seed + 1000) for cell in cells if cell.fraction == seeds_fraction}
 codes, models = {split: {} for split in splits}, {}
-for job, stage in run.stages(jobs):
-    cell, start_seed = jobs[job]
+together = run.together(jobs)
+for job, (cell, start_seed) in jobs.items():
     with seeded(start_seed):
-        model = Autoencoder(*bottleneck(shape, cell.size, cell.channels, decoder, depth, blocks))
-    fit(model, splits["train"], epochs=epochs, batch_size=batch_size, lr=lr, seed=start_seed, device=device, precision=precision,
-        checkpoint=stage.checkpoint, progress=stage.progress)  # fmt: skip
+        models[job] = Autoencoder(*bottleneck(shape, cell.size, cell.channels, decoder, depth, blocks))
+fit_many(models.values(), splits["train"], epochs=epochs, batch_size=batch_size, lr=lr, seed=[own for _, own in jobs.values()],
+         device=device, precision=precision, workers=workers, checkpoint=together.checkpoints, progress=together.progress)  # fmt: skip
+for job, model in models.items():
     save_model(model, run.path(f"model_{job.replace(', ', '_').replace(' ', '_')}.safetensors"))
     for split, images in splits.items():
         codes[split][job] = forward_all(model.to(place).encoder, images.pixels()).float().cpu()
-    models[job] = model.cpu()
+    model.cpu()
 for split, images in splits.items():
     codes[split]["input"] = images.pixels()
 
