@@ -831,7 +831,7 @@ class NotebookFiles:
     def pretty_path(self, path: str) -> str:
         return path
 
-# %% ../nbs/90_lab.ipynb #4f9761b4
+# %% ../nbs/90_lab.ipynb #d12f4a78
 def die_with_launcher() -> None:
     "Have Linux kill this process when the `ae-course` that started it dies; elsewhere it lives on until it is done."
     launcher = int(os.environ.get("AE_COURSE_LAUNCHER", 0))
@@ -846,6 +846,7 @@ def die_with_launcher() -> None:
 def papermill_process(name: str, folder: str, sockets: str) -> int:
     "What the papermill engine's own process does."
     die_with_launcher()
+    sys.modules["rfc3987_syntax"] = None  # not installed, for jsonschema: its grammar of addresses, which notebooks lack, takes a second
     import papermill
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec

@@ -1,4 +1,4 @@
-"""`fit` against the loops of other libraries: python tests/benchmarks/peers.py [--threads 1] [--rounds 3] [--table nbs/speed.csv]
+"""`fit` against the loops of other libraries: python tests/benchmarks/peers.py [--threads 1] [--rounds 3] [--table nbs/speed.csv] [--grow]
 
 One model (784-256-64-256-784, ReLU, sigmoid output, mean squared error, Adam, 32 bits), one set of images, one batch size after the other.
 Every contender lives in a process of its own, pinned to the same cores, and waits until it is asked; a round asks each in turn to train
@@ -12,6 +12,8 @@ installed are named and left out: pip install "ae_course[bench]".
 - written: `fit(replay=False)`; replayed: `fit` as it is,
 - floor: the eleven products of a step into memory that is there, and fused Adam on one flat array; nothing else that a step needs.
   With PyTorch's `mm` (MKL), and with oneDNN's product where that is faster.
+
+--grow: not one setting but how the pace grows from it: with a quarter and four times the images, width and code, one at a time.
 
 Not a test: nothing here passes or fails. The time it takes is bounded by --rounds, --epochs and --images.
 """
@@ -224,7 +226,7 @@ def by_floor(a, x, batch, onednn):
 
 
 def worker(a):
-    "Answer each line `batch size` on standard input with a line of JSON; everything else that is printed goes to standard error."
+    "Answer each line (images, width, code, batch as JSON) on standard input with a line of JSON; whatever else is printed is an error's."
     answers, sys.stdout = sys.stdout, sys.stderr
     with contextlib.suppress(AttributeError, OSError):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: a.threads])
@@ -235,18 +237,21 @@ def worker(a):
     from ae_course.data import load
 
     torch.set_num_threads(a.threads)
-    digits = load("mnist5k").pixels()  # repeated: the arithmetic, and the units that die, are those of real images
-    x = digits.repeat(-(-a.images // len(digits)), 1, 1, 1)[: a.images].contiguous()
+    digits = load("mnist5k").pixels()
     run = {
-        "replayed": lambda batch: by_fit(a, x, batch, True), "written": lambda batch: by_fit(a, x, batch, False),
-        "tight": lambda batch: by_loop(a, x, batch, False), "DataLoader": lambda batch: by_loop(a, x, batch, True),
-        "pythae": lambda batch: by_pythae(a, x, batch), "lightning": lambda batch: by_lightning(a, x, batch),
-        "keras on jax": lambda batch: by_keras(a, x, batch), "scikit-learn": lambda batch: by_sklearn(a, x, batch),
-        "floor, mm": lambda batch: by_floor(a, x, batch, False), "floor, oneDNN": lambda batch: by_floor(a, x, batch, True),
+        "replayed": lambda x, batch: by_fit(a, x, batch, True), "written": lambda x, batch: by_fit(a, x, batch, False),
+        "tight": lambda x, batch: by_loop(a, x, batch, False), "DataLoader": lambda x, batch: by_loop(a, x, batch, True),
+        "pythae": lambda x, batch: by_pythae(a, x, batch), "lightning": lambda x, batch: by_lightning(a, x, batch),
+        "keras on jax": lambda x, batch: by_keras(a, x, batch), "scikit-learn": lambda x, batch: by_sklearn(a, x, batch),
+        "floor, mm": lambda x, batch: by_floor(a, x, batch, False), "floor, oneDNN": lambda x, batch: by_floor(a, x, batch, True),
     }[a.worker]  # fmt: skip
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        clock, loss = run(int(line))
+        setting = json.loads(line)
+        a.width, a.code = setting["width"], setting["code"]
+        # repeated: the arithmetic, and the units that die, are those of real images
+        x = digits.repeat(-(-setting["images"] // len(digits)), 1, 1, 1)[: setting["images"]].contiguous()
+        clock, loss = run(x, setting["batch"])
         print(json.dumps({"epochs": clock.epochs(), "loss": loss}), file=answers, flush=True)
 
 
@@ -254,14 +259,33 @@ def start(name, args, log):
     env = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
     env |= {key: str(args.threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     command = [sys.executable, __file__, "--worker", name]
-    for option in ("threads", "images", "epochs", "width", "code"):
+    for option in ("threads", "epochs"):
         command += [f"--{option}", str(getattr(args, option))]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=env)
 
 
-def ask(process, batch):
-    print(batch, file=process.stdin, flush=True)
+def ask(process, setting):
+    print(json.dumps(setting), file=process.stdin, flush=True)
     return json.loads(process.stdout.readline())
+
+
+def settings_of(args):
+    "What is measured, one after the other: the batch sizes; with --grow, from the first of them, one number at a time."
+    base = {"images": args.images, "width": args.width, "code": args.code, "batch": args.batch_sizes[0]}
+    if not args.grow:
+        return [{**base, "batch": batch} for batch in args.batch_sizes]
+    grown = [{**base, name: value} for name in ("images", "width", "code") for value in (base[name] // 4, base[name], base[name] * 4)]
+    return [setting for i, setting in enumerate(grown) if setting not in grown[:i]]
+
+
+def add_rows(path, rows):
+    "Append `rows` to a CSV, with its head if it is new."
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, rows[0], lineterminator="\n")
+        if new:
+            table.writeheader()
+        table.writerows(rows)
 
 
 def processor():
@@ -282,6 +306,7 @@ def main():
     parser.add_argument("--code", type=int, default=64)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 32])
     parser.add_argument("--only", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    parser.add_argument("--grow", action="store_true", help="a quarter and four times the images, width and code, one at a time")
     parser.add_argument("--table", type=Path, help="a CSV to which the rows are added")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -294,7 +319,7 @@ def main():
     import torch
 
     machine = f"{processor()}, {args.threads} thread{'s' * (args.threads > 1)}, torch {torch.__version__}"
-    print(f"{machine}; 784-{args.width}-{args.code}-{args.width}-784, {args.images} images, {args.rounds} rounds of {args.epochs} epochs")
+    print(f"{machine}; {args.rounds} rounds of {args.epochs} epochs")
     if absent:
         print("not installed, left out:", ", ".join(absent))
     rows = []
@@ -304,12 +329,12 @@ def main():
             if workers[name].stdout.readline().strip() != "ready":
                 print(f"{name} did not start, left out")
                 workers.pop(name)
-        for batch in args.batch_sizes:
+        for setting in settings_of(args):
             seconds, cpu, losses = ({name: [] for name in workers} for _ in range(3))
             for _ in range(args.rounds):
                 for name, process in list(workers.items()):
                     try:
-                        told = ask(process, batch)
+                        told = ask(process, setting)
                     except (json.JSONDecodeError, BrokenPipeError):
                         log.seek(0)
                         print(f"{name} failed, left out: {log.read().strip().splitlines()[-1:]}")
@@ -319,12 +344,12 @@ def main():
                     cpu[name].append(statistics.median(c for _, c in told["epochs"][1:]))
                     losses[name].append(told["loss"])
             heads = zip(("s/epoch", "min", "max", "x fit", "min", "max", "cpu s", "x fit", "loss"), (8, 7, 7, 6, 6, 6, 7, 6, 8))
-            print(f"\nbatch {batch:4}      {' '.join(f'{head:>{width}}' for head, width in heads)}")
+            print(f"\n{', '.join(f'{k} {v}' for k, v in setting.items())}\n{'':15} {' '.join(f'{head:>{width}}' for head, width in heads)}")
             for name in workers:
                 ratios = [s / f for s, f in zip(seconds[name], seconds["replayed"])]
                 work = [s / f for s, f in zip(cpu[name], cpu["replayed"])]
                 row = {
-                    "machine": machine, "images": args.images, "width": args.width, "code": args.code, "batch": batch, "loop": name,
+                    "machine": machine, **setting, "loop": name,
                     "seconds": statistics.median(seconds[name]), "seconds_min": min(seconds[name]), "seconds_max": max(seconds[name]),
                     "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios),
                     "cpu_seconds": statistics.median(cpu[name]), "cpu_ratio": statistics.median(work),
@@ -339,12 +364,7 @@ def main():
     if not rows:
         sys.exit("nothing was measured: is ae_course installed where this runs, with the extra `bench`?")
     if args.table:
-        new = not args.table.exists()
-        with args.table.open("a", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, rows[0], lineterminator="\n")
-            if new:
-                table.writeheader()
-            table.writerows(rows)
+        add_rows(args.table, rows)
     return 0
 
 

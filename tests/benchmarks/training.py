@@ -1,8 +1,10 @@
-"""What a step of `fit` costs, family by family: python tests/benchmarks/training.py [--products] [--many] [--start] [--rounds 5]
+"""What a step of `fit` costs, family by family:
+python tests/benchmarks/training.py [--table nbs/speed_families.csv] [--products] [--many] [--start] [--rounds 5]
 
 By default: for each family, the seconds of a training by `fit`, replayed and as written, against the same family's tight loop (images in
 memory, one index operation a batch, the loss terms' sum, fused Adam, nothing recorded), in turns in one process; medians, ranges, and
 ratios of the same round; and what the last epoch takes beside the second (numbers too small to be worth their time).
+--table: a CSV to which these rows are added.
 --products: the products of matrices of a dense layer by PyTorch's `mm` and by oneDNN, whose crossing is `ae_course.replay.LARGE`.
 --many: `fit_many` over the slides' nine code sizes against one `fit` after another, both with as many threads as --threads says.
 --start: seconds from the command to its first line of help, and of an experiment to its first epoch.
@@ -19,12 +21,14 @@ import sys
 import tempfile
 import time
 from functools import partial
+from pathlib import Path
 
 import torch
+from peers import add_rows, processor
 
 from ae_course.autoencoder import Autoencoder, mlp
 from ae_course.contractive import ContractiveAutoencoder, tied
-from ae_course.data import load
+from ae_course.data import Images, load
 from ae_course.denoising import DenoisingAutoencoder, gaussian
 from ae_course.replay import LARGE, _linear
 from ae_course.sparse import SparseAutoencoder
@@ -32,14 +36,26 @@ from ae_course.stacked import conv_stack
 from ae_course.training import denormals_flushed, fit, fit_many, order, seeded
 from ae_course.undercomplete import network
 
+COLOUR = "convolutional, 3 x 64 x 64"
 FAMILIES = {
     "plain": lambda: Autoencoder(*mlp(hidden=(256,), latent_dim=64)),
     "plain, 784-1024-32": lambda: Autoencoder(*mlp(hidden=(1024,), latent_dim=32)),
+    "slides, code 784": lambda: network("slides", (1, 28, 28), 784),
     "sparse, KL": lambda: SparseAutoencoder(*mlp(hidden=(256,), latent_dim=64, code_activation="sigmoid"), 0.1, "kl", 0.05),
     "denoising": lambda: DenoisingAutoencoder(*mlp(hidden=(256,), latent_dim=64), gaussian(0.3)),
     "contractive": lambda: ContractiveAutoencoder(*tied(latent_dim=256), 0.1, "closed"),
     "convolutional": lambda: Autoencoder(*conv_stack(channels=(16, 32))),
+    COLOUR: lambda: Autoencoder(*conv_stack((3, 64, 64), channels=(16, 32))),
 }
+
+
+def images_of(name, args):
+    "Digits; for the convolutions over 3 x 64 x 64 pixels a sixteenth as many images, of which only the number and the size matter here."
+    if name != COLOUR:
+        return load("mnist5k", limit=args.images)
+    count = max(args.images // 16, 2 * args.batch_size)
+    x = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Images(x, name="noise")
 
 
 def built(make):
@@ -68,11 +84,12 @@ def by_tight_loop(make, data, args, replay=None):
 
 
 def families(args):
-    data = load("mnist5k", limit=args.images)
     loops = {"tight": (by_tight_loop, None), "written": (by_fit, False), "replayed": (by_fit, True)}
-    print(f"{len(data)} images, batch {args.batch_size}, {args.rounds} rounds of {args.epochs} epochs; ms a step, times the tight pace")
-    steps = -(-len(data) // args.batch_size)
+    print(f"batch {args.batch_size}, {args.rounds} rounds of {args.epochs} epochs; ms a step, times the tight pace")
+    machine, rows = f"{processor()}, {args.threads} thread{'s' * (args.threads > 1)}, torch {torch.__version__}", []
     for name, make in FAMILIES.items():
+        data = images_of(name, args)
+        steps = -(-len(data) // args.batch_size)
         spent, late = {loop: [] for loop in loops}, {loop: [] for loop in loops}
         for _ in range(args.rounds):
             for loop, (run, replay) in loops.items():
@@ -83,9 +100,18 @@ def families(args):
         shown = []
         for loop, values in spent.items():
             ratios = [t / v for t, v in zip(spent["tight"], values)]
-            shown.append(f"{loop} {statistics.median(values):6.2f} [{min(values):.2f}, {max(values):.2f}] "
-                         f"{statistics.median(ratios):.2f}x, last/2nd {statistics.median(late[loop]):.2f}")  # fmt: skip
-        print(f"{name:19} " + " | ".join(shown), flush=True)
+            row = {
+                "machine": machine, "clock": args.clock,
+                "family": name, "images": len(data), "batch": args.batch_size, "epochs": args.epochs, "loop": loop,
+                "ms": statistics.median(values), "ms_min": min(values), "ms_max": max(values),
+                "pace": statistics.median(ratios), "pace_min": min(ratios), "pace_max": max(ratios), "late": statistics.median(late[loop]),
+            }  # fmt: skip
+            rows.append({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+            shown.append(f"{loop} {row['ms']:6.2f} [{row['ms_min']:.2f}, {row['ms_max']:.2f}] "
+                         f"{row['pace']:.2f}x, last/2nd {row['late']:.2f}")  # fmt: skip
+        print(f"{name:26} {len(data):5} images: " + " | ".join(shown), flush=True)
+    if args.table:
+        add_rows(args.table, rows)
 
 
 def products(args):
@@ -148,8 +174,12 @@ def start(args):
         for _ in range(args.rounds):
             helped = seconds("--help")
             out = os.path.join(folder, str(time.time()))
-            trained = seconds("run", "code_size", "--preset", "smoke", "--engine", "plain", "--out", out, until="epoch")
-            print(f"--help {helped:.2f} s; run to its first epoch {trained:.2f} s", flush=True)
+            trained = {
+                engine: seconds("run", "code_size", "--preset", "smoke", "--engine", engine, "--out", out + engine, until=", epoch ")
+                for engine in ("plain", "papermill")
+            }
+            shown = "; ".join(f"run to its first epoch, {engine} {taken:.2f} s" for engine, taken in trained.items())
+            print(f"--help {helped:.2f} s; {shown}", flush=True)
 
 
 def main():
@@ -162,6 +192,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu")
+    parser.add_argument("--table", type=Path, help="a CSV to which the rows of the families are added")
     args = parser.parse_args()
     args.now = time.thread_time if args.clock == "cpu" else time.perf_counter
     torch.set_num_threads(args.threads)
