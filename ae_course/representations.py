@@ -232,37 +232,60 @@ def probe(
     found = [_scores(kind, out[(fold == f).to(place), f], y[fold == f]) for f in range(k)]
     return {score: [row[score] for row in found] for score in found[0]}
 
-# %% ../nbs/32_representations.ipynb #bd89d464
+# %% ../nbs/32_representations.ipynb #e3adb4e4
 class TooFewSamples(UserWarning):
     "A similarity that would be high for unrelated codes too; the message says how high."
 
 
 class Directions(NamedTuple):
-    "Orthonormal directions `u` (F, n, k) of one code over n samples, a block for each of F frequencies; `variance` (F, k) of each."
+    """Orthonormal directions `u` (F, n, k) of one code over n samples, a block for each of F frequencies; `variance` (F, k) of each and
+    the `total` of all; `keep`: the largest share of it that these directions are sure to hold."""
 
     u: Tensor
     variance: Tensor
+    total: float
+    keep: float = 1.0
 
 
-def directions(x: Tensor, name: str = "codes") -> Directions:
-    """Left singular vectors of centred blocks x (F, n, d), real or complex, in float64, by the smaller of X^H X and X X^H; the sum of
-    squares as variance, 0 beyond the rank. BadArgument for samples that are all alike, fewer than two, or not finite.
+def _eigen(x: Tensor, dual: bool, least: float) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, largest first, and vectors of x x^H (`dual`) or x^H x, block by block. For large real matrices on a CPU half of the
+    symmetric product is computed, and only vectors with values above `least`, which LAPACK's evr finds alone; 0 in the others' place.
     """
-    if x.ndim != 3 or x.shape[1] < 2 or not x.isfinite().all():
+    if x.device.type != "cpu" or x.is_complex() or min(x.shape[1:]) < 500:
+        values, vectors = torch.linalg.eigh(x @ x.mH if dual else x.mH @ x)
+        return values.flip(-1), vectors.flip(-1)
+    from scipy.linalg import blas, eigh
+
+    how = {"driver": "evr", "subset_by_value": (least, math.inf)} if least else {"driver": "evd"}
+    halves = [blas.dsyrk(1.0, block.contiguous().numpy().T, trans=int(dual)) for block in x]
+    pairs = [eigh(half, lower=False, overwrite_a=True, **how) for half in halves]
+    k = max(len(values) for values, _ in pairs)
+    return tuple(torch.stack([F.pad(torch.from_numpy(part[..., ::-1].copy()), (0, k - part.shape[-1])) for part in parts])
+                 for parts in zip(*pairs))  # fmt: skip
+
+
+def directions(x: Tensor, name: str = "codes", keep: float = 1.0) -> Directions:
+    """Left singular vectors of centred blocks x (F, n, d), real or complex, in float64, by the smaller of X^H X and X X^H; the sum of
+    squares as variance, 0 beyond the rank. keep < 1: at least those that hold this share of the variance over all blocks.
+
+    BadArgument for samples that are all alike, fewer than two, or not finite.
+    """
+    check_number("keep", keep, high=1)
+    if x.ndim != 3 or x.shape[1] < 2 or not (x := in_double(x)).sum().isfinite():
         raise BadArgument(f"{name}: got shape {tuple(x.shape[1:])}, expected at least 2 samples of finite numbers")
-    x = in_double(x)
-    size = x.abs().square().sum()
+    size = torch.linalg.vector_norm(x)
     x = x - x.mean(1, keepdim=True)
-    if x.abs().square().sum() <= 1e-20 * size:
+    total = torch.linalg.vector_norm(x).item() ** 2
+    if total <= (1e-10 * size) ** 2:
         raise BadArgument(f"{name}: the activations are the same for all {x.shape[1]} samples, so nothing can correlate with them")
     dual = x.shape[1] < x.shape[2]
-    variance, vectors = torch.linalg.eigh(x @ x.mH if dual else x.mH @ x)
-    variance, vectors = variance.flip(-1), vectors.flip(-1)
+    least = (1 - keep) * total / (len(x) * min(x.shape[1:]))  # all that lie below it hold less than the rest, together
+    variance, vectors = _eigen(x, dual, least)
     there = variance > 1e-11 * variance.max()  # below lies the rounding of the products
     variance = torch.where(there, variance, 0)
     u = vectors if dual else (x @ vectors) * torch.where(there, variance, 1).rsqrt()[:, None, :]
     k = int(there.sum(1).max())
-    return Directions((u * there[:, None, :])[..., :k], variance[:, :k])
+    return Directions((u * there[:, None, :])[..., :k], variance[:, :k], total, keep)
 
 
 class Similarity(NamedTuple):
@@ -275,11 +298,11 @@ class Similarity(NamedTuple):
     samples: int
     chance: float
 
-# %% ../nbs/32_representations.ipynb #3da6ff39
+# %% ../nbs/32_representations.ipynb #96015e73
 def _leading(basis: Directions, keep: float) -> tuple[Tensor, Tensor]:
     "The directions that hold the share `keep` of the variance over all blocks, the others zero, and how many in each block (F,)."
     ordered = basis.variance.flatten().sort(descending=True)
-    needed = int((ordered.values.cumsum(0) < keep * ordered.values.sum() * (1 - 1e-12)).sum()) + 1
+    needed = int((ordered.values.cumsum(0) < keep * basis.total * (1 - 1e-12)).sum()) + 1
     kept = torch.zeros_like(basis.variance).flatten()
     kept[ordered.indices[:needed]] = 1
     kept = kept.view_as(basis.variance) * (basis.variance > 0)
@@ -296,6 +319,8 @@ def similarity(a: Directions, b: Directions, keep: float = 0.99, warn: bool = Tr
         raise BadArgument("keep: got 0, expected a share of the variance above 0, at most 1")
     if a.u.shape[:2] != b.u.shape[:2]:
         raise BadArgument(f"similarity: got {tuple(a.u.shape[:2])} and {tuple(b.u.shape[:2])} blocks and samples, expected the same")
+    if keep > min(a.keep, b.keep):
+        raise BadArgument(f"keep: got {keep:g}, expected at most {min(a.keep, b.keep):g}, the share for which `directions` were computed")
     (u, kept_a), (v, kept_b) = _leading(a, keep), _leading(b, keep)
     found = torch.linalg.svdvals(u.mH @ v).flatten().sort(descending=True).values.clamp(max=1)
     k = (int(kept_a.sum()), int(kept_b.sum()))
@@ -319,9 +344,9 @@ def _pair(a: Tensor, b: Tensor) -> None:
 def svcca(a: Tensor, b: Tensor, keep: float = 0.99) -> Similarity:
     "SVCCA (32.7) of codes (N, ...) of the same N images, flattened; errors and warnings as `directions`, `similarity`."
     _pair(a, b)
-    return similarity(directions(a.flatten(1)[None], "a"), directions(b.flatten(1)[None], "b"), keep)
+    return similarity(*(directions(z.flatten(1)[None], name, keep) for name, z in (("a", a), ("b", b))), keep)
 
-# %% ../nbs/32_representations.ipynb #3c8b3205
+# %% ../nbs/32_representations.ipynb #7b439cae
 def spectrum(z: Tensor, size: int | None = None) -> Tensor:
     "Fourier coefficients (32.9) of square maps z (N, C, s, s), a block (N, C) a frequency, (m * m, N, C); m = `size`, at most s, or s."
     if z.ndim != 4 or z.shape[2] != z.shape[3]:
@@ -340,7 +365,7 @@ def fourier_svcca(a: Tensor, b: Tensor, keep: float = 0.99) -> Similarity:
     "SVCCA of maps (N, C, s, s) in the Fourier form (32.10): exact if the images are translation invariant; sizes may differ."
     _pair(a, b)
     size = min(a.shape[-1], b.shape[-1])
-    return similarity(directions(spectrum(a, size), "a"), directions(spectrum(b, size), "b"), keep)
+    return similarity(*(directions(spectrum(z, size), name, keep) for name, z in (("a", a), ("b", b))), keep)
 
 # %% ../nbs/32_representations.ipynb #9142c2a2
 def _published_block(x: Tensor) -> Tensor:

@@ -215,6 +215,22 @@ def test_variance_that_is_kept():
     assert [similarity(basis, basis, keep, warn=False).kept[0] for keep in (0.5, 0.99, 0.99999, 1.0)] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("shape", [(600, 700), (700, 600)])
+@pytest.mark.parametrize("keep", [0.9, 1.0])
+def test_large_matrices_take_another_way_to_the_same_directions(shape, keep):
+    z = normal(*shape) * torch.arange(1, shape[1] + 1, dtype=DOUBLE) ** -0.7
+    basis = directions(z[None], keep=keep)
+    _, s, v = torch.linalg.svd((z - z.mean(0)).T, full_matrices=False)
+    k = int((s.square().cumsum(0) < keep * (1 - 1e-12) * s.square().sum()).sum()) + 1
+    assert basis.u.shape[2] >= min(k, 599) and (keep == 1.0 or basis.u.shape[2] < 600)
+    assert_close(basis.variance[0, : k - 1], s.square()[: k - 1], rtol=1e-8, atol=0)
+    overlap = torch.linalg.svdvals(basis.u[0, :, : k - 1].T @ v[: k - 1].T)
+    assert_close(overlap, torch.ones_like(overlap), atol=1e-7, rtol=0)
+    if keep < 1:
+        with pytest.raises(BadArgument, match="keep: got 0.95, expected at most 0.9"):
+            similarity(basis, basis, 0.95)
+
+
 def test_independent_data_reach_what_chance_says_and_no_more():
     for n, p, q in ((400, 20, 10), (100, 30, 30)):
         drawn = [svcca_quiet(normal(n, p, seed=s), normal(n, q, seed=s + 500)) for s in range(8)]

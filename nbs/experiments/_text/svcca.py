@@ -119,7 +119,7 @@ warnings.simplefilter("ignore", TooFewSamples)  # the level of chance stands in 
 @cache
 def basis(split, name, size):
     "The directions of one code at the frequencies of maps of `size`."
-    return directions(spectrum(codes[split][name].to(place), size), name)
+    return directions(spectrum(codes[split][name].to(place), size), name, keep)
 
 
 def compared(split, a, b):
@@ -215,7 +215,7 @@ for name, cell in cell_of.items():
         values = torch.eye(len(inner))
         for (i, (a, z)), (j, (b, w)) in itertools.combinations(enumerate(inner.items()), 2):
             size = min(z.shape[-1], w.shape[-1])
-            found = similarity(*(directions(spectrum(t.float().to(place), size), n) for n, t in ((a, z), (b, w))), keep, warn=False)
+            found = similarity(*(directions(spectrum(t.float().to(place), size), n, keep) for n, t in ((a, z), (b, w))), keep, warn=False)
             values[i, j] = values[j, i] = found.score
             rows.append({"seed": seed, "split": "test", "pairs": "layers", "a": f"{name} {a}", "b": f"{name} {b}", "count": 1,
                          "svcca": found.score, "chance": found.chance})  # fmt: skip
