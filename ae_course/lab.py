@@ -8,13 +8,13 @@ __all__ = ['KINDS', 'BOUNDS', 'LINE', 'FLOAT', 'NUMBERS', 'OWN', 'KILLED', 'EXIT
            'check', 'constraint', 'declaration', 'declared', 'code_cells', 'parameters_of', 'decimal', 'split',
            'from_text', 'one_from_text', 'read_parameters', 'preset_file', 'checked', 'resolve', 'run_key',
            'code_version', 'write_json', 'read_json', 'result_of', 'lock', 'plain', 'checked_rows', 'table',
-           'preset_of', 'environment', 'clock', 'progress_line', 'Display', 'start_anew', 'refuse_other_code',
-           'whole_lines', 'message', 'process', 'failure', 'RunFolder', 'Stage', 'Together', 'slug', 'StagedRun', 'Run',
-           'given', 'start', 'watch_cells', 'execute_cells', 'signals', 'environ', 'plain_engine', 'NotebookFiles',
-           'die_with_launcher', 'papermill_process', 'papermill_engine', 'log_entry', 'stop', 'follow', 'verdict',
-           'tell', 'already_done', 'take', 'launch', 'record_lines', 'run_order', 'once', 'refuse_twins', 'finished',
-           'results_folder', 'digests', 'record_digest', 'collect', 'list_experiments', 'open_lab', 'data_command',
-           'typed_pairs', 'add_run_options', 'parser', 'add_other_commands', 'main']
+           'preset_of', 'peak_memory', 'memory_words', 'environment', 'clock', 'progress_line', 'Display', 'start_anew',
+           'refuse_other_code', 'whole_lines', 'message', 'process', 'failure', 'RunFolder', 'Stage', 'Together',
+           'slug', 'StagedRun', 'Run', 'given', 'start', 'watch_cells', 'execute_cells', 'signals', 'environ',
+           'plain_engine', 'NotebookFiles', 'die_with_launcher', 'papermill_process', 'papermill_engine', 'log_entry',
+           'stop', 'follow', 'verdict', 'tell', 'already_done', 'take', 'launch', 'record_lines', 'run_order', 'once',
+           'refuse_twins', 'finished', 'results_folder', 'digests', 'record_digest', 'collect', 'list_experiments',
+           'open_lab', 'data_command', 'typed_pairs', 'add_run_options', 'parser', 'add_other_commands', 'main']
 
 # %% ../nbs/90_lab.ipynb #702bd393
 import argparse
@@ -401,7 +401,7 @@ def table(rows: list[dict]) -> str:
     text = [any(isinstance(row.get(name), str) for row in rows) for name in names]
     return "\n".join("  ".join(c.ljust(w) if t else c.rjust(w) for c, w, t in zip(line, widths, text)).rstrip() for line in lines)
 
-# %% ../nbs/90_lab.ipynb #04cb2ebf
+# %% ../nbs/90_lab.ipynb #0c6e83ee
 def preset_of(name: str, parameters: dict) -> str | None:
     "The preset a run was started with, or that it agrees with."
     if os.environ.get("AE_COURSE_RUN"):
@@ -410,8 +410,28 @@ def preset_of(name: str, parameters: dict) -> str | None:
         return next((p for p, path in presets(name).items() if parameters.items() >= read_parameters(path).items()), None)
 
 
+def peak_memory() -> dict:
+    "MiB that this process, the largest of its children and PyTorch on the GPU took at most; None where the system does not tell."
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        own = children = None
+    else:
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        own, children = (round(resource.getrusage(who).ru_maxrss / unit) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    torch = sys.modules.get("torch")
+    gpu = round(torch.cuda.max_memory_allocated() / 2**20) if torch and torch.cuda.is_initialized() else None
+    return {"process": own, "child": children, "gpu": gpu}
+
+
+def memory_words(peak: dict) -> str:
+    "`peak_memory` for people: '' where it is not known."
+    known = [f"{value} MiB{where}" for value, where in ((peak.get("process"), ""), (peak.get("gpu"), " on the GPU")) if value]
+    return f", with at most {' and '.join(known)}" if known else ""
+
+
 def environment(name: str, parameters: dict) -> dict:
-    "Versions, machine and device of this process; those of libraries that are loaded."
+    "Versions, machine and device of this process; those of libraries that are loaded; its largest memory so far."
     version = lambda module: getattr(sys.modules.get(module), "__version__", None)
     device, torch = "cpu", sys.modules.get("torch")
     if torch:
@@ -421,7 +441,7 @@ def environment(name: str, parameters: dict) -> dict:
         device = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return {"python": platform.python_version(), "torch": version("torch"), "numpy": version("numpy"), "ae_course": ae_course.__version__,
             "device": device, "threads": torch.get_num_threads() if torch else None, "machine": platform.machine(),
-            "system": platform.system(), "preset": preset_of(name, parameters)}  # fmt: skip
+            "system": platform.system(), "preset": preset_of(name, parameters), "peak_mib": peak_memory()}  # fmt: skip
 
 # %% ../nbs/90_lab.ipynb #1aff7eaf
 def clock(seconds: float) -> str:
@@ -661,7 +681,7 @@ class StagedRun(RunFolder):
             self.display.show(progress_line(entry))
         self.heed_stop()
 
-# %% ../nbs/90_lab.ipynb #83f44b48
+# %% ../nbs/90_lab.ipynb #56a96b79
 OWN = ("params.json", "status.json", "result.json", "result.previous.json", "log.jsonl", "notebook.ipynb", "lock", "writer.lock", "stop",
        "checkpoints", "figures")  # fmt: skip
 
@@ -698,7 +718,8 @@ class Run(StagedRun):
         if self.engine != "plain":  # there the launcher prints it, here it stands in the notebook
             print(table(rows))
         if not self.engine:
-            print(f"done in {self.status['seconds']:.0f} s on {environment(self.name, self.parameters)['device']}: {self.folder}")
+            about = environment(self.name, self.parameters)
+            print(f"done in {self.status['seconds']:.0f} s on {about['device']}{memory_words(about['peak_mib'])}: {self.folder}")
 
 # %% ../nbs/90_lab.ipynb #cefd7819
 def given(namespace: dict, parameters: dict[str, Parameter]) -> dict:
@@ -955,13 +976,15 @@ def verdict(folder: Path, asked: list[int], said: str) -> dict:
         write_json(folder / "status.json", status)
     return status
 
-# %% ../nbs/90_lab.ipynb #520fd796
+# %% ../nbs/90_lab.ipynb #4b19033c
 def tell(name: str, folder: Path, status: dict) -> int:
     "Print how a run ended; returns its exit code."
     result, error = result_of(folder), status.get("error")
     if result:
         print(table(result["rows"]))
-        print(f"{'done' if not error else 'recorded'} in {result['seconds']:.0f} s on {result['environment'].get('device')}: {folder}")
+        about = result["environment"]
+        words = f"{result['seconds']:.0f} s on {about.get('device')}{memory_words(about.get('peak_mib', {}))}"
+        print(f"{'done' if not error else 'recorded'} in {words}: {folder}")
     if error:
         details = folder / ("notebook.ipynb" if status.get("engine") == "papermill" else "status.json")
         print(f"ae-course: {name} {status['state']}: {error['message']}\n  details: {details}", file=sys.stderr)

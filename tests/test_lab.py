@@ -183,6 +183,7 @@ def test_a_run_records_what_was_injected(lab, engine):
     (folder,) = lab.folders("count")
     assert recorded["parameters"]["steps"] == 4 and recorded["parameters"]["sizes"] == [3, 1] and recorded["parameters"]["mode"] == "b"
     assert [row["z"] for row in recorded["rows"]] == [3, 1] and recorded["environment"]["preset"] == "laptop"
+    assert recorded["environment"]["peak_mib"]["process"] > 20 and " MiB: " in result.stdout
     assert recorded["experiment"] == "count" and recorded["code_version"].startswith("0.") and recorded["seconds"] >= 0
     assert folder.name == module.run_key(recorded["parameters"]) and str(folder) in result.stdout
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
