@@ -11,24 +11,35 @@ from torch.testing import assert_close
 
 from ae_course.autoencoder import Autoencoder, load_model, save_model
 from ae_course.base import BadArgument
+from ae_course.data import DataError, load
+from ae_course.distance import cnn_scorer, frechet_distance
 from ae_course.generation import (
     EAE,
     GMMDAE,
+    MODELS,
     RAE,
     WAE,
     GaussianNoise,
     SameConv2d,
     SameConvTranspose2d,
     Statistics,
+    code_statistics,
     daly,
+    daly_model,
+    decoded,
+    encoded,
+    generation_row,
     mixture_gaps,
     multiquadratic_mmd,
     nearest_neighbour_entropy,
     same_padding,
+    samplers,
     schedule_of,
     size_of,
 )
-from ae_course.training import daly_schedule, fit, seeded
+from ae_course.sampling import held_out
+from ae_course.training import Diverged, daly_schedule, fit, seeded
+from ae_course.variational import VAE
 
 
 def normal(*shape, seed=0):
@@ -387,6 +398,186 @@ def test_strong_terms_move_the_codes_where_they_say(family, strong, without, gap
 def test_bad_weights_are_named(family, options, message):
     with pytest.raises(BadArgument, match=message):
         member(family, **options)
+
+
+# ---------------------------------------------------------------- one configuration
+
+
+TINY = {"shape": (1, 16, 16), "filters": 4, "latent_dim": 6, "start": "filters", "momentum": 0.1}
+
+
+def tiny(model="dae", seed=0, **options):
+    with seeded(seed):
+        return daly_model(model, **(TINY | options))
+
+
+def test_families_losses_and_networks_of_the_builder():
+    families = {"dae": Autoencoder, "vae": VAE, "rae": RAE, "wae": WAE, "eae": EAE, "gmm_dae": GMMDAE}
+    assert tuple(families) == MODELS
+    for name, family in families.items():
+        model = tiny(name)
+        assert type(model) is family and model.reconstruction == ("bce" if name in ("dae", "vae") else "mse")
+        assert (model.encoder.builder["arguments"]["norm"] == "standard") is (name == "eae")
+    assert tiny("eae", norm="standard").encoder.builder["arguments"]["norm"] == "standard"
+    for options in ({"norm": "batch"}, {"noise": 0.3}, {"frozen": True}, {"depth": 2}, {"depth": [1, 2, 1, 1]}, {"start": "fixed"}):
+        model, halves = tiny(**options), small(momentum=0.1, **options)
+        assert [p.shape for p in model.parameters()] == [p.shape for half in halves for p in half.parameters()]
+        assert model.encoder.builder["arguments"] == halves[0].builder["arguments"]
+
+
+@pytest.mark.parametrize(("reduction", "channels"), [("mean", 3), ("sum", 3), ("hw", 3), ("hw", 1)])
+def test_the_vaes_objective_written_out(reduction, channels):
+    model, x = tiny("vae", shape=(channels, 16, 16), reduction=reduction, beta=0.05), torch.rand(8, channels, 16, 16)
+    with seeded(3):
+        q = model.posterior(x)
+        x_hat = model.decode(q.rsample())[0]
+    error = nn.functional.binary_cross_entropy(x_hat, x, reduction="none")
+    kl = 0.5 * (q.mu.square() + q.logvar.exp() - 1 - q.logvar)
+    wanted = {"mean": error.mean() + 0.05 * kl.mean(), "sum": error.flatten(1).sum(1).mean() + 0.05 * kl.sum(1).mean(),
+              "hw": channels * (error.mean(1).sum((1, 2)).mean() + 0.05 * kl.sum(1).mean())}[reduction]  # fmt: skip
+    with seeded(3):
+        assert_close(sum(model.loss_terms(x).values()), wanted)
+    beta = {"mean": 0.05 * channels * 256 / 6, "sum": 0.05, "hw": 0.05 * channels}[reduction]
+    assert model.implied_beta(channels * 256, 6) == pytest.approx(beta)
+
+
+def test_dae_and_vae_start_alike():
+    plain, variational = tiny("dae", seed=3), tiny("vae", seed=3)
+    for (name, p), q in zip(plain.decoder.named_parameters(), variational.decoder.parameters()):
+        assert torch.equal(p, q), name
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [("gan", {}, "model: got 'gan', expected one of dae, vae, rae, wae, eae, gmm_dae"),
+     ("vae", {"reduction": "none"}, "reduction: got 'none', expected one of mean, sum, hw"),
+     ("vae", {"beta": -0.01}, "beta: got -0.01"), ("dae", {"beta": math.nan}, "beta: got nan"),
+     ("vae", {"norm": "batch"}, "with variational=True, expected None"), ("eae", {"norm": "batch"}, "norm: got 'batch' for 'eae'"),
+     ("dae", {"filters": 0}, "filters: got 0")],
+)  # fmt: skip
+def test_bad_configurations_are_named(model, options, message):
+    with pytest.raises(BadArgument, match=message):
+        tiny(model, **options)
+
+
+@pytest.mark.parametrize("model", ["dae", "vae"])
+def test_images_outside_zero_and_one_are_refused_by_the_cross_entropy(model):
+    with pytest.raises(DataError, match="binary cross-entropy: got values from .* expected .0, 1."):
+        fit(tiny(model), 2 * torch.rand(32, 1, 16, 16) - 1, epochs=1, device="cpu", progress=False)
+
+
+@pytest.mark.parametrize("model", ["vae", "dae"])
+def test_a_nan_stops_with_its_step_and_the_last_finite_weights_stay(model):
+    found, x = tiny(model), torch.rand(96, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    start = copy.deepcopy(found.state_dict())
+    layer, calls = found.encoder[-1].spread if model == "vae" else found.encoder[-1], []
+
+    def poison(module, given, y):  # the log variance of the third step is NaN
+        calls.append(1)
+        return y * torch.nan if len(calls) == 3 else y
+
+    layer.register_forward_hook(poison)
+    with pytest.raises(Diverged, match="epoch 1, step 3"):
+        fit(found, x, epochs=2, batch_size=32, device="cpu", progress=False, replay=False)
+    assert all(torch.equal(value, start[name]) for name, value in found.state_dict().items())
+
+
+def test_a_vae_driven_too_hard_diverges_and_can_still_be_measured(digits16):
+    train, test, scorer = digits16
+    model = tiny("vae", reduction="sum")
+    with pytest.raises(Diverged):
+        fit(model, train, epochs=3, lr=1e30, device="cpu", progress=False)
+    row = generation_row(model, train, test, scorer, samples=100, components=2)[0]
+    assert all(math.isfinite(value) for value in row.values())
+
+
+# ---------------------------------------------------------------- sampled and scored
+
+
+@pytest.fixture(scope="module")
+def digits16():
+    train, test = load("mnist5k", size=16, limit=800), load("mnist5k", "test", size=16, limit=300)
+    return train, test, cnn_scorer(train, epochs=2, width=4, features=16, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(digits16):
+    model = tiny("dae")
+    fit(model, digits16[0], epochs=4, batch_size=32, lr=4e-3, device="cpu", progress=False)
+    return model
+
+
+def test_codes_and_images_in_batches(trained, digits16):
+    x = digits16[1][:70]
+    z = encoded(trained.train(), x, batch_size=32)
+    assert not trained.training and z.shape == (70, 6) and not z.requires_grad
+    assert_close(z, encoded(trained, x.pixels()), rtol=1e-4, atol=1e-5)
+    assert_close(decoded(trained, z, batch_size=32), trained(x.pixels()).detach(), rtol=1e-4, atol=1e-5)
+    vae = tiny("vae")
+    assert torch.equal(encoded(vae, x), vae.posterior(x.pixels()).mu.detach())
+    assert decoded(vae, encoded(vae, x)).shape == (70, 1, 16, 16)
+
+
+def test_row_by_hand(trained, digits16):
+    train, test, scorer = digits16
+    row, images = generation_row(trained, train, test, scorer, samples=200, components=3, seed=4)
+    there, z, z_test = scorer(test), encoded(trained, train), encoded(trained, test)
+    for kind, density in samplers(z, 3, 4).items():
+        assert_close(images[kind], decoded(trained, density.sample(200, 4)))
+        assert row[f"distance_{kind}"] == pytest.approx(frechet_distance(scorer(images[kind]), there))
+    assert_close(images["test"], decoded(trained, z_test[:200]))
+    assert row["distance_test"] == pytest.approx(frechet_distance(scorer(images["test"]), there))
+    assert row["distance_train"] == pytest.approx(frechet_distance(scorer(decoded(trained, z[:200])), there))
+    assert len(images["midpoint"]) == len(test) and row["midpoint_distance"] > row["distance_test"]
+    assert row["mixture_gain"] == pytest.approx(held_out(z, z_test, 3, 4, 1e-6)["gain"])
+    assert 0 < row["distance_test"] < min(row["distance_normal"], row["distance_mvg"], row["distance_gmm"])  # it reconstructs better
+    again = generation_row(trained, train, test, scorer, samples=200, components=3, seed=4)[0]
+    assert row == again
+    assert generation_row(trained, train, test, scorer, samples=200, components=3, seed=5)[0]["distance_mvg"] != row["distance_mvg"]
+
+
+def test_row_without_a_scorer_has_all_columns_and_no_distance(trained, digits16):
+    train, test, scorer = digits16
+    full = generation_row(trained, train, test, scorer, samples=100, components=2)[0]
+    row = generation_row(trained, train, test, None, samples=100, components=2)[0]
+    assert set(row) == set(full)
+    missing = {name for name in row if "distance" in name} | {"kid_gmm", "precision_gmm", "recall_gmm"}
+    assert {name for name, value in row.items() if value is None} == missing
+    assert all(row[name] == full[name] for name in set(row) - missing)
+
+
+def test_midpoints_lie_between_two_different_test_codes(trained, digits16):
+    train, test = digits16[0], digits16[1][:12]
+    codes = []
+    trained.decoder.register_forward_pre_hook(lambda module, given: codes.append(given[0]))
+    try:
+        generation_row(trained, train, test, None, samples=20, components=2)
+    finally:
+        trained.decoder._forward_pre_hooks.clear()
+    z, middle = encoded(trained, test), codes[-1]
+    pairs = {(i, j) for i in range(12) for j in range(12) for m in middle if torch.allclose((z[i] + z[j]) / 2, m, atol=1e-6)}
+    assert len(middle) == 12 and not any(i == j for i, j in pairs) and {i for i, _ in pairs} == set(range(12))
+
+
+def test_code_statistics_of_known_codes():
+    spread = torch.tensor([1.0, 2.0, 0.0]).double()
+    found = code_statistics(normal(20_000, 3) * spread + torch.tensor([0.0, 3.0, 4.0]).double())
+    wanted = {"code_std": (5 / 3) ** 0.5, "code_std_min": 0.0, "code_std_max": 2.0, "code_mean": (25 / 3) ** 0.5, "code_kurtosis": 0.0}
+    assert_close({k: found[k] for k in wanted}, wanted, atol=0.08, rtol=0.02)
+    assert found["active_units"] == 2
+    uniform = torch.rand(20_000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert code_statistics(uniform)["code_kurtosis"] == pytest.approx(-1.2, abs=0.03)
+
+
+def test_more_components_than_codes_and_constant_units(trained, digits16):
+    train, test = digits16[0][:8], digits16[1]
+    with pytest.raises(BadArgument, match="components: got 10 for 8 codes"):
+        generation_row(trained, train, test, None, samples=20)
+    z = torch.cat([normal(50, 2), torch.ones(50, 1)], 1)
+    found = samplers(z, components=2)
+    assert found["mvg"].sample(1000)[:, 2].std() == pytest.approx(1e-3, rel=0.1)  # a unit that does not move has the ridge alone
+    with pytest.raises(BadArgument, match="singular"):
+        samplers(z, components=2, ridge=0.0)
 
 
 # ---------------------------------------------------------------- schedule, bad input
