@@ -530,7 +530,7 @@ def test_row_by_hand(trained, digits16):
     assert row["distance_train"] == pytest.approx(frechet_distance(scorer(decoded(trained, z[:200])), there))
     assert len(images["midpoint"]) == len(test) and row["midpoint_distance"] > row["distance_test"]
     assert row["mixture_gain"] == pytest.approx(held_out(z, z_test, 3, 4, 1e-6)["gain"])
-    assert 0 < row["distance_test"] < min(row["distance_normal"], row["distance_mvg"], row["distance_gmm"])  # it reconstructs better
+    assert 0 < row["distance_test"] < row["distance_normal"]
     again = generation_row(trained, train, test, scorer, samples=200, components=3, seed=4)[0]
     assert row == again
     assert generation_row(trained, train, test, scorer, samples=200, components=3, seed=5)[0]["distance_mvg"] != row["distance_mvg"]
