@@ -28,7 +28,7 @@ from .stacked import Classifier
 from .training import Feed, fit, pick_device, seeded
 from .undercomplete import shuffle_pixels
 
-# %% ../nbs/42_distance.ipynb #f2c38765
+# %% ../nbs/42_distance.ipynb #cab4b902
 class SmallSample(UserWarning):
     "No more images than features: the distance is right for these samples, but says more about their number than about what they show."
 
@@ -51,13 +51,22 @@ def _matrix(x, name: str, ndim: int = 2) -> Tensor:
     return in_double(x)
 
 
+def _gram(x: Tensor, step: int = 256) -> Tensor:
+    "x^T x (k, k) of `x` (n, k): the lower triangle by blocks, then mirrored; of many features little more than half of the whole product."
+    g = x.new_empty(x.shape[1], x.shape[1])
+    for j in range(0, x.shape[1], step):
+        part = x[:, j : j + step].T @ x[:, : j + step]
+        g[j : j + step, : j + step], g[: j + step, j : j + step] = part, part.T
+    return g
+
+
 def moments(features) -> Moments:
     "Mean and covariance (with 1 / (n - 1)) of features (n, k), n at least 2, in float64."
     x = _matrix(features, "features")
     if len(x) < 2:
         raise BadArgument(f"features: got {len(x)} row, expected at least 2; one image has no covariance")
-    centred = x - x.mean(0)
-    return Moments(x.mean(0), centred.T @ centred / (len(x) - 1))
+    mean = x.mean(0)
+    return Moments(mean, _gram(x - mean) / (len(x) - 1))
 
 
 class _Cloud(NamedTuple):
