@@ -24,14 +24,14 @@
 # These sweeps make the table at laptop scale, each configuration once:
 #
 # ```
-# ae-course sweep generation --grid seed=0,1,2,3,4 reductions=[mean,sum] widths=[4],[8],[16]
-# ae-course sweep generation --grid seed=0,1,2,3,4 models=[vae] reductions=[sum] betas=[1.0]
-# ae-course sweep generation --grid seed=0,1,2,3,4 models=[dae] norms=[batch,layer,spectral]
-# ae-course sweep generation --grid seed=0,1,2,3,4 models=[dae] noises=[0.1,0.5,1.0]
-# ae-course sweep generation --grid seed=0,1,2,3,4 models=[rae,wae,eae,gmm_dae]
-# ae-course sweep generation --grid seed=0,1,2,3,4 models=[dae] codes=[4,16,32,64] latents=[frozen]
-# ae-course sweep generation --grid seed=0,1,2,3,4 codes=[4],[32],[64]
-# ae-course sweep generation --grid seed=0,1,2,3,4 models=[dae] codes=[4,16,32,64] depths=[2]
+# ae-course sweep generation --grid seed=0,1,2,3,4 'reductions=[mean,sum]' 'widths=[4],[8],[16]'
+# ae-course sweep generation --grid seed=0,1,2,3,4 'models=[vae]' 'reductions=[sum]' 'betas=[1.0]'
+# ae-course sweep generation --grid seed=0,1,2,3,4 'models=[dae]' 'norms=[batch,layer,spectral]'
+# ae-course sweep generation --grid seed=0,1,2,3,4 'models=[dae]' 'noises=[0.1,0.5,1.0]'
+# ae-course sweep generation --grid seed=0,1,2,3,4 'models=[rae,wae,eae,gmm_dae]'
+# ae-course sweep generation --grid seed=0,1,2,3,4 'models=[dae]' 'codes=[4,16,32,64]' 'latents=[frozen]'
+# ae-course sweep generation --grid seed=0,1,2,3,4 'codes=[4],[32],[64]'
+# ae-course sweep generation --grid seed=0,1,2,3,4 'models=[dae]' 'codes=[4,16,32,64]' 'depths=[2]'
 # ```
 #
 # **A row is a configuration in a study.** A configuration is trained once and has a row in every study that asks for it: those in whose other settings it agrees with the base (`base_width` filters, a code of `base_code`, depth 1, nothing normalised, no noise, a trained latent layer, mean reductions, a beta of 0.01).
