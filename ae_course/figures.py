@@ -302,7 +302,7 @@ def _axis_scale(name: str, values: np.ndarray, log: bool) -> str:
         return "linear"
     return "log" if log else "linear"
 
-# %% ../nbs/03_figures.ipynb #b8313b0b
+# %% ../nbs/03_figures.ipynb #badaadb1
 @_styled
 def curves(
     lines, *, x: str = "epoch", y: str = "loss", log: bool = True, log_x: bool = False, y_range: tuple[float, float] | None = None,
@@ -342,13 +342,13 @@ def curves(
     if x_range:
         axes.set_xlim(*x_range)
     _x_ticks(axes, np.unique(finite[0]), log_x)
-    _y_ticks(axes)
+    _plain_ticks(axes.yaxis)
     if title:
         axes.set_title(title)
     _end_labels(figure, axes, data, looks)
     return _settled(figure)
 
-# %% ../nbs/03_figures.ipynb #d950b88a
+# %% ../nbs/03_figures.ipynb #ce9fed9f
 def _x_ticks(axes, values: np.ndarray, log_x: bool) -> None:
     "Ticks at the data where they are few and the axis is logarithmic, at whole numbers where the data are whole."
     from matplotlib.ticker import MaxNLocator, NullLocator
@@ -362,19 +362,19 @@ def _x_ticks(axes, values: np.ndarray, log_x: bool) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
-def _y_ticks(axes) -> None:
+def _plain_ticks(axis) -> None:
     "On a logarithmic axis of less than two decades: ticks at 1, 2, 5 or closer, as plain numbers."
     from matplotlib.ticker import MaxNLocator, NullLocator
 
-    low, high = axes.get_ylim()
-    if axes.get_yscale() == "linear" or not 1 < high / low < 100:
+    low, high = sorted(axis.get_view_interval())
+    if axis.get_scale() == "linear" or not 1 < high / low < 100:
         return
     ticks = [m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)]
     if sum(low <= t <= high for t in ticks) < 3:
         ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
     ticks = [t for t in ticks if low <= t <= high]
-    axes.set_yticks(ticks, [f"{t:.6g}" for t in ticks])
-    axes.yaxis.set_minor_locator(NullLocator())
+    axis.set_ticks(ticks, [f"{t:.6g}" for t in ticks])
+    axis.set_minor_locator(NullLocator())
 
 # %% ../nbs/03_figures.ipynb #1ef35206
 def _end_labels(figure, axes, data: Mapping, looks: Mapping) -> None:
@@ -398,7 +398,7 @@ def _end_labels(figure, axes, data: Mapping, looks: Mapping) -> None:
         axes.add_line(Line2D([1.045, 1.08, 1.115], [place] * 3, markersize=4, markevery=[1], **looks[label], **options))
         axes.text(1.13, place, label + ("" if end is not None else " (no finite value)"), va="center", transform=axes.transAxes)
 
-# %% ../nbs/03_figures.ipynb #38e86d75
+# %% ../nbs/03_figures.ipynb #6327d384
 @_styled
 def dots(
     values: Mapping, *, x: str = "", reference: float | None = None, log: bool = False, title: str | None = None, alt: str | None = None,
@@ -427,6 +427,8 @@ def dots(
             axes.text(0.01, place, "undefined", transform=axes.get_yaxis_transform(), va="center", color="0.35")
     finite = np.concatenate([rows[np.isfinite(rows)] for rows in table.values()])
     axes.set(xlabel=x, xscale=_axis_scale(x, finite, log))
+    axes.autoscale_view()
+    _plain_ticks(axes.xaxis)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(False, axis="y")
