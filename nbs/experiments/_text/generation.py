@@ -93,6 +93,7 @@ run = start("generation", globals())
 
 # %%
 import itertools
+import math
 
 import torch
 
@@ -200,7 +201,7 @@ columns = """study model reduction beta filters latent_dim depth layers latent n
 blank, rows = dict.fromkeys(columns.split()), []
 shown = pick(10, len(test), seed=0)
 ends = pick(4, len(test), seed=1)
-pictures, points, histories = {}, {}, {}
+pictures, points, traces = {}, {}, {}
 
 
 def add(study, **values):
@@ -215,14 +216,16 @@ for name, stage in run.stages(plans, cost=lambda name: sizes[name].macs):
     try:
         history = fit(model, train, epochs=epochs, batch_size=batch_size, lr=lr, schedule=schedule_of(epochs), seed=seed, device=device,
                       precision=precision, checkpoint=stage.checkpoint, progress=stage.progress)  # fmt: skip
-        histories[name] = history
     except Diverged as error:  # the model keeps the weights of the last finite epoch
         print(f"{name}: {error}")
         diverged, history = 1, None
     numbers, images = generation_row(model, train, test, judge if validation.valid else None, samples=samples, components=components,
                                      seed=seed)  # fmt: skip
+    reduction = config["reduction"] or ("mean" if config["model"] in ("dae", "gmm_dae") else "sum")
+    if history:
+        traces[name] = [value / (1 if reduction == "mean" else math.prod(shape)) for value in history["reconstruction"]]
     row = {key: value for key, value in config.items() if value is not None} | numbers
-    row |= {"reduction": config["reduction"] or ("mean" if config["model"] in ("dae", "gmm_dae") else "sum"), "diverged": diverged,
+    row |= {"reduction": reduction, "diverged": diverged,
             "depth": "shallow" if config["layers"] == "1" else "deep", "noise_over_std": config["noise"] / numbers["code_std"],
             "encoder_parameters": sizes[name].encoder, "decoder_parameters": sizes[name].decoder, "macs": sizes[name].macs,
             "last_loss": history and history["loss"][-1], "seconds": history and sum(history["seconds"])}  # fmt: skip
@@ -274,9 +277,9 @@ for name, grid in pictures.items():
     run.save(image_grid(grid, clip=True, title=f"{name}; {about}", alt=alt), f"images_{place(name)}")
 
 # %%
-if histories:
-    run.save(curves({name: history["loss"] for name, history in histories.items()}, log=False, title=about,
-                    alt="Training loss of each configuration, each with its own terms"), "loss")  # fmt: skip
+if traces:
+    alt = "Training reconstruction loss a pixel: cross-entropy of DAE and VAE, squared error of the others"
+    run.save(curves(traces, y="reconstruction loss a pixel", title=about, alt=alt), "loss")
 scored = {name: next(row for row in rows if all(row[key] == value for key, value in config.items() if value is not None))
           for name, config in plans.items()}  # fmt: skip
 if validation.valid:
