@@ -268,7 +268,7 @@ class Rows:
         side = {} if self.side is None else {"side": self.side[index.cpu()].to(device)}
         return Batch(x, None, index, {"target": target, "observed": observed, **side})
 
-# %% ../nbs/53_recommendation.ipynb #f0f93960
+# %% ../nbs/53_recommendation.ipynb #6191fd8a
 @register
 def autorec(width: int, latent_dim: int = 200, side: int = 0, code_activation: str | None = "sigmoid"):
     "One layer each way, `(encoder, decoder)`: rows (n, width + side) to codes (n, latent_dim), with the side again beside them to rows."
@@ -279,7 +279,7 @@ def autorec(width: int, latent_dim: int = 200, side: int = 0, code_activation: s
 
 @register
 class AutoRec(Autoencoder):
-    """Reconstructs what was rated of each row: (53.2), as a mean over rows, plus `lam` / 2 times the squared weights (not the biases).
+    """Reconstructs what was rated of each row: (53.1) or (53.2), as a mean over rows, plus `lam` / 2 times the squared weights (not the biases).
 
     lam: the survey's lambda divided by the number of rows. keep: in training each shown rating is erased with probability 1 - keep, and
     asked for all the same. With side information the batch has it in extras, and encoder and decoder take it beside their input.
@@ -477,15 +477,15 @@ def split_users(matrix, share: float = 0.1, shown: float = 0.8, seed: int = 0):
 
     return matrix[at[2 * count :]], part(at[:count]), part(at[count : 2 * count])
 
-# %% ../nbs/53_recommendation.ipynb #a2a65f75
+# %% ../nbs/53_recommendation.ipynb #424c5a9c
 def recall(order: np.ndarray, hidden: np.ndarray, k: int) -> np.ndarray:
-    "Recall@k (53.8) of each user, (n,): hits in the first `k` of `order` (n, K), over the hidden items (bool, n, N) or k, if that is less."
+    "Recall@k (53.5) of each user, (n,): hits in the first `k` of `order` (n, K), over the hidden items (bool, n, N) or k, if that is less."
     hits = np.take_along_axis(hidden, order[:, :k], 1)
     return hits.sum(1) / np.minimum(k, hidden.sum(1))
 
 
 def ndcg(order: np.ndarray, hidden: np.ndarray, k: int) -> np.ndarray:
-    "NDCG@k (53.9) of each user, (n,): hits weighted by 1 / log2(place + 1), over what the best order would have."
+    "NDCG@k (53.6) of each user, (n,): hits weighted by 1 / log2(place + 1), over what the best order would have."
     weights = 1 / np.log2(np.arange(2, k + 2))
     hits = np.take_along_axis(hidden, order[:, :k], 1)
     best = np.concatenate([[0], weights.cumsum()])[np.minimum(hidden.sum(1), k)]
