@@ -268,7 +268,7 @@ class Rows:
         side = {} if self.side is None else {"side": self.side[index.cpu()].to(device)}
         return Batch(x, None, index, {"target": target, "observed": observed, **side})
 
-# %% ../nbs/53_recommendation.ipynb #6191fd8a
+# %% ../nbs/53_recommendation.ipynb #594a5a75
 @register
 def autorec(width: int, latent_dim: int = 200, side: int = 0, code_activation: str | None = "sigmoid"):
     "One layer each way, `(encoder, decoder)`: rows (n, width + side) to codes (n, latent_dim), with the side again beside them to rows."
@@ -279,7 +279,7 @@ def autorec(width: int, latent_dim: int = 200, side: int = 0, code_activation: s
 
 @register
 class AutoRec(Autoencoder):
-    """Reconstructs what was rated of each row: (53.1) or (53.2), as a mean over rows, plus `lam` / 2 times the squared weights (not the biases).
+    """Reconstructs what was rated of each row, (53.1) or (53.2) as a mean over rows, plus `lam` / 2 times the squared weights, not biases.
 
     lam: the survey's lambda divided by the number of rows. keep: in training each shown rating is erased with probability 1 - keep, and
     asked for all the same. With side information the batch has it in extras, and encoder and decoder take it beside their input.
