@@ -260,14 +260,15 @@ def decode_symbols(words: bytes, plain: bytes, shape: Sequence[int], low: Tensor
         raise StreamError(f"code: something is left over behind a message of shape {tuple(shape)}; the file is damaged")
     return torch.stack(rows).view(shape[1], shape[0], *shape[2:]).transpose(0, 1).contiguous().int()
 
-# %% ../nbs/55_compression.ipynb #05969abd
+# %% ../nbs/55_compression.ipynb #4b133a5e
 MAGIC, VERSION, HEADER = b"AEIC", 1, struct.Struct("<4sB8sHHHBI")
 LIMIT = 1 << 28  # values of a code that a header may announce: what is read is not believed
 
 
 def digest(model: nn.Module) -> bytes:
     "Eight bytes that change with every weight, every frequency, and every argument of `model`."
-    state = hashlib.sha256(json.dumps(describe(model), sort_keys=True).encode())
+    about = {name: value for name, value in describe(model).items() if name != "module"}  # a lesson's class is the module's
+    state = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, value in sorted(model.state_dict().items()):
         state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return state.digest()[:8]
