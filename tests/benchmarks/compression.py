@@ -84,8 +84,8 @@ def main():
         timed("encode, ours", lambda: encode_symbols(q, low, table))
         timed("encode, plain Python", lambda: [plain_encode(row, t) for row, t in zip(rows, tables)])
         timed("decode, ours", lambda: decode_symbols(*made["encode, ours"], q.shape, low, table))
-        streams = made["encode, plain Python"]
-        timed("decode, plain Python", lambda: [plain_decode(data, len(rows[0]), t) for data, t in zip(streams, tables)])
+        each = list(zip(made["encode, plain Python"], tables))
+        timed("decode, plain Python", lambda each=each: [plain_decode(data, len(rows[0]), t) for data, t in each])
     assert torch.equal(made["decode, ours"], q) and made["decode, plain Python"] == rows
     bits = {"ours": 8 * len(made["encode, ours"][0]) / count, "plain Python": 8 * sum(map(len, made["encode, plain Python"])) / count}
     print(f"torch {torch.__version__}, {platform.machine()}; {count:,} integers in {args.channels} channels, {args.rounds} rounds")

@@ -96,7 +96,7 @@ for label, stage in run.stages(cells):
 
 # %%
 if maps:
-    pictures = {name: latent_scatter(found.z[: len(train)], train.y, train.classes, title=name, limit=1000,
+    pictures = {name: latent_scatter(found.z[: len(train)], train.y, train.classes, limit=1000,
                                      alt=f"Two-dimensional map of the training images by {name}, coloured by class")
                 for name, found in maps.items()}  # fmt: skip
     figure = montage(pictures, columns=2, width=5)
