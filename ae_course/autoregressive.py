@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['to_levels', 'quantized', 'gate', 'GatedLayer', 'PixelCNN', 'influence', 'bits_per_dimension', 'choose', 'draw_images',
-           'pixel_networks', 'PixelVAE', 'code_information']
+           'pixel_networks', 'PixelVAE', 'code_information', 'CodeUse', 'code_use']
 
-# %% ../nbs/62_autoregressive.ipynb #4be6c29c
+# %% ../nbs/62_autoregressive.ipynb #aa806b81
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -294,3 +295,25 @@ def code_information(q: Posterior, draws: int = 4, seed: int = 0) -> float:
     every = Posterior(q.mu[None], q.logvar[None])
     mixed = torch.stack([every.log_prob(part[:, None]).logsumexp(1) for part in z]) - math.log(len(q.mu))  # (S, N)
     return (q.log_prob(z) - mixed).mean().item()
+
+# %% ../nbs/62_autoregressive.ipynb #6892f671
+class CodeUse(NamedTuple):
+    "In nats an image: `rate`, the mean KL; `information` (62.10); `swap`, what log p(x | z) loses with the code of the image before."
+
+    rate: float
+    information: float
+    swap: float
+
+
+@torch.no_grad()
+def code_use(model: VAE, x: Tensor, seed: int = 0) -> CodeUse:
+    "How much the decoder makes of the codes of images `x` (N, C, H, W), at least two; a code of each drawn by `seed`."
+    if len(x) < 2:
+        raise BadArgument(f"x: got {len(x)} image, expected at least 2: codes are exchanged")
+    q = Posterior(*map(torch.cat, zip(*(model.posterior(part) for part in x.split(256)))))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        z = q.rsample()[0]
+    parts = lambda codes: zip(x.split(256), codes.split(256))
+    fits = lambda codes: sum(model.log_likelihood(part, of[None]).sum().item() for part, of in parts(codes)) / len(x)
+    return CodeUse(q.kl().sum(1).mean().item(), code_information(q, seed=seed), fits(z) - fits(z.roll(1, 0)))

@@ -15,6 +15,7 @@ from ae_course.autoregressive import (
     bits_per_dimension,
     choose,
     code_information,
+    code_use,
     draw_images,
     gate,
     influence,
@@ -220,6 +221,22 @@ def test_information_of_known_posteriors():
     assert abs(code_information(same)) < 1e-9 and math.isclose(code_information(apart), math.log(20), rel_tol=1e-9)
     q = Posterior(torch.randn(200, 2, generator=torch.Generator().manual_seed(0)), torch.full((200, 2), -2.0))
     assert 1 < code_information(q, draws=200) < q.kl().sum(1).mean().item() and code_information(q) == code_information(q)
+
+
+def test_use_of_a_code_by_a_decoder_that_is_deaf_and_by_one_that_is_not():
+    with seeded(0):
+        model, x = PixelVAE(*pixel_networks((1, 3, 3), 2, 8, layers=1, first=3)).double().eval(), uniform(7, 1, 3, 3)
+    use, q = code_use(model, x), model.posterior(x)
+    torch.manual_seed(0)
+    z = q.rsample()[0]
+    other = torch.stack([model.log_likelihood(x[n : n + 1], z[None, n - 1 : n] if n else z[None, -1:])[0, 0] for n in range(7)])
+    assert math.isclose(use.swap, (model.log_likelihood(x, z[None])[0] - other).mean().item(), rel_tol=1e-9)
+    assert math.isclose(use.rate, evaluate(model, x)["kl"], rel_tol=1e-9) and use.information == code_information(q, seed=0)
+    with torch.no_grad():
+        model.decoder.spread[-2].weight.zero_()
+    assert abs(code_use(model, x).swap) < 1e-12
+    with pytest.raises(BadArgument, match="at least 2"):
+        code_use(model, x[:1])
 
 
 # ---------------------------------------------------------------- bad input
