@@ -209,8 +209,8 @@ def test_the_divergence_by_hand_and_its_gradient():
     model, x = DEC(*networks(), 4, 30, 3, weight=0.2).double().train(), pictures(30).pixels().double()
     model.begin(codes(model, x))
     index = torch.tensor([4, 0, 17])
-    p, q = model.targets[index], student(model.encode(x[index]), model.centres)
-    by_hand = sum(p[i, j] * math.log(p[i, j] / q[i, j]) for i in range(3) for j in range(3)).detach() / 3
+    p, q = model.targets[index], student(model.encode(x[index]), model.centres).detach()
+    by_hand = sum(p[i, j] * math.log(p[i, j] / q[i, j]) for i in range(3) for j in range(3)) / 3
     terms = model.train().loss_terms(Batch(x[index], index=index))
     assert terms["clustering"].item() == pytest.approx(0.2 * by_hand.item(), rel=1e-9)
     z = model.encode(x[index]).detach().requires_grad_()
