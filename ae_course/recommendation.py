@@ -401,7 +401,7 @@ class MatrixFactorisation(nn.Module):
         device = self.user.weight.device
         return self(torch.as_tensor(users, device=device), torch.as_tensor(items, device=device)).cpu().double().numpy()
 
-# %% ../nbs/53_recommendation.ipynb #94445922
+# %% ../nbs/53_recommendation.ipynb #a72912a4
 class _Enough(Exception):
     "No better score for as many epochs as patience allows."
 
@@ -411,9 +411,11 @@ def fit_best(model: nn.Module, data, *, epochs: int, score: Callable[[dict], flo
     """`fit`, then the weights of the epoch whose `score(row)` was lowest; that epoch (from 1), and the history.
 
     score: called after each epoch with its row of the history; it may measure `model`, which is then in eval mode, but must not draw from
-    torch's global generator. patience: stop after so many epochs without a better score. options: those of `fit`, without a checkpoint,
+    torch's global generator. patience: stop after so many epochs without a better score. options: those of `fit` but for a checkpoint,
     which would not hold the best weights.
     """
+    if options.get("checkpoint") is not None:
+        raise BadArgument("checkpoint: got a path, expected none: a resumed training would have lost the weights of its best epoch")
     rows, best = [], {"score": math.inf, "epoch": 0, "weights": None}
 
     def told(row: dict) -> None:

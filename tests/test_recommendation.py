@@ -495,6 +495,7 @@ def test_networks_rank_better_than_popularity_on_tastes_that_differ(kind):
         (lambda: CDAE(*autorec(5, 2), users=0), "users"),
         (lambda: MultVAE(*variational_mlp((5,), (4,), 2), keep=2), "keep"),
         (lambda: synthetic(users=0), "users"),
+        (lambda: fit_best(model_of(5), None, epochs=1, score=len, checkpoint="a"), "checkpoint"),
     ],
 )
 def test_bad_settings_are_refused(call, words):
