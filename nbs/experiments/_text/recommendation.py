@@ -20,7 +20,7 @@
 # %% [markdown]
 # Tests Section 4.5 of the survey by Bank, Koenigstein and Giryes (*Autoencoders*, Equations 17 and 18): autoencoders recommend; denoising regularises them; side information improves accuracy and speeds training up. Lesson [53](../53_recommendation.ipynb) explains models, scores and protocols.
 #
-# `task` ratings: a random tenth of all ratings is the test, a tenth of the others the validation, by which the epoch is chosen; a seed is a split. `rmse` is in stars, over the test ratings, predictions cut to the scale; `best_epoch` is the epoch of the lowest validation error (from 1).
+# `task` ratings: a random tenth of all ratings is the test, a tenth of the others the validation, by which the epoch is chosen; a seed is a split. `rmse` is in stars, over the test ratings, predictions cut to the scale; `best_epoch` is the epoch of the lowest validation error (from 1). All variants of one seed see the rows in one order, so that their curves share the ups and downs of that order, and their best epochs can coincide.
 #
 # - `item_mean`: each item's mean. `matrix_factorisation`: biased, by Adam.
 # - `i_autorec`, `u_autorec`: rows are items, users. `..._denoising`: shown ratings erased with probability 1 - `keep`. `..._side`: with genres of items, or age, sex and occupation of users, beside input and code.
