@@ -398,7 +398,7 @@ def _saved(picture, kind: str, **options) -> bytes:
     picture.save(file, kind, **options)
     return file.getvalue()
 
-# %% ../nbs/55_compression.ipynb #cd5a1085
+# %% ../nbs/55_compression.ipynb #664c89ea
 class Point(NamedTuple):
     "One point of a curve: bits per pixel of whole files, PSNR in decibels and MS-SSIM, both averaged over images."
 
@@ -434,7 +434,7 @@ def contrast_structure(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 def ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
-    """MS-SSIM (55.8) of each image (N, C, H, W), values in [0, 1], at as many scales as fit (`scales_of`); (N,), float64.
+    """MS-SSIM (55.7) of each image (N, C, H, W), values in [0, 1], at as many scales as fit (`scales_of`); (N,), float64.
 
     Each channel on its own, then their mean at every scale; a negative mean counts as 0. BadArgument below 11 pixels.
     """
@@ -450,7 +450,7 @@ def ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 def bd_psnr(curve: Iterable, other: Iterable) -> float:
-    """Bjøntegaard's mean difference in decibels (55.7) of `curve` above `other`, each points (bpp, psnr, ...), at least two rates.
+    """Bjøntegaard's mean difference in decibels (55.8) of `curve` above `other`, each points (bpp, psnr, ...), at least two rates.
 
     nan with a warning where the curves have no rates in common. BadArgument for rates that are not above 0, and values not finite.
     """
