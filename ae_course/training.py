@@ -236,7 +236,7 @@ def _follow(phase: Phase, *grads: Tensor | None) -> list:
     phase.optimizer.step()
     return []
 
-# %% ../nbs/02_training.ipynb #e5057880
+# %% ../nbs/02_training.ipynb #48dd7e12
 def _replay(t: "Training", phase: Phase, batch: Batch) -> None:
     "Let kernels be played again for `phase.gradients` and `phase.follow`; `batch` shows which parts a batch has."
     given = [name for name in ("x", "y", "index") if getattr(batch, name) is not None]
@@ -253,7 +253,13 @@ def _replay(t: "Training", phase: Phase, batch: Batch) -> None:
     phase.gradients = lambda batch: by_shape(*(getattr(batch, name) for name in given), *batch.extras.values())
     if type(phase.optimizer) is torch.optim.Adam and phase.optimizer.defaults["fused"]:
         by_rate = Replayed(partial(_follow, phase), changed, after=1)  # the first step makes the optimizer's state
-        phase.follow = lambda *grads: by_rate(*grads, key=phase.optimizer.param_groups[0]["lr"])
+
+        def follow(*grads: Tensor | None) -> list:
+            if any(grad is None for grad in grads):  # a parameter that the loss does not reach: Adam passes it over
+                return _follow(phase, *grads)
+            return by_rate(*grads, key=phase.optimizer.param_groups[0]["lr"])
+
+        phase.follow = follow
 
 
 def _step(t: "Training", batch: Batch, phase: Phase) -> None:

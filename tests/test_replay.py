@@ -113,6 +113,20 @@ class Decays(Autoencoder):
         return {"weighted": super().loss_terms(batch)["reconstruction"] * (1 / self.steps)}
 
 
+def test_a_parameter_that_the_loss_does_not_reach_stays_as_it_is(digits):
+    with seeded(0):
+        model, other = (Autoencoder(*mlp(hidden=(24,), latent_dim=8)) for _ in range(2))
+    other.load_state_dict(model.state_dict())
+    for m, replay in ((model, True), (other, False)):
+        m.encoder.unused = nn.Linear(2, 2)
+        with torch.no_grad():
+            m.encoder.unused.weight.fill_(0.5)
+        m.encoder.forward = nn.Sequential(*list(m.encoder)[:-1]).forward  # all but the last, which nothing reads
+        fit(m, digits, epochs=2, batch_size=64, device="cpu", progress=False, replay=replay)
+        assert (m.encoder.unused.weight == 0.5).all()
+    assert_close(model.decoder[0].weight, other.decoder[0].weight)
+
+
 def test_what_is_not_known_is_not_replayed_and_what_counts_is_noticed(digits, monkeypatch):
     assert not repeats_itself(build(lambda: Decays(*mlp(**SMALL))))
     hooked = build(FAMILIES["perceptron"])
