@@ -8,7 +8,7 @@ __all__ = ['NORMS', 'MODELS', 'REDUCTIONS', 'same_padding', 'SameConv2d', 'SameC
            'RAE', 'WAE', 'EAE', 'GMMDAE', 'daly_model', 'encoded', 'decoded', 'samplers', 'code_statistics',
            'generation_row']
 
-# %% ../nbs/43_generation.ipynb #1caf21f7
+# %% ../nbs/43_generation.ipynb #7b408be8
 import copy
 import math
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .autoencoder import Autoencoder, register
 from .base import BadArgument, check_choice, check_number, check_size
@@ -155,7 +156,7 @@ def daly(
     encoder, decoder = glorot(nn.Sequential(*encoder, nn.Flatten())), glorot(nn.Sequential(*decoder))
     return nn.Sequential(*encoder, *_latent(widths[-1] * side**2, latent_dim, norm, frozen, variational, momentum)), decoder
 
-# %% ../nbs/43_generation.ipynb #1099fe8d
+# %% ../nbs/43_generation.ipynb #158e96e1
 class Size(NamedTuple):
     "Trainable and frozen parameters of both halves, and multiply-accumulates of one image forward through both."
 
@@ -165,9 +166,11 @@ class Size(NamedTuple):
 
 
 def _without_norms(network: nn.Module) -> nn.Module:
-    "A copy in which normalisations are left out."
+    "A copy in which normalisations are left out, of layers and of weights."
     network = copy.deepcopy(network).eval()
     for parent in list(network.modules()):
+        if parametrize.is_parametrized(parent, "weight"):
+            parametrize.remove_parametrizations(parent, "weight")
         for name, child in parent.named_children():
             if isinstance(child, nn.modules.batchnorm._BatchNorm | nn.LayerNorm):
                 setattr(parent, name, nn.Identity())

@@ -188,6 +188,11 @@ def test_keras_start_and_tensorflows_batch_normalisation():
 # ---------------------------------------------------------------- the code
 
 
+def test_size_counts_the_layers_whatever_normalises_them():
+    sizes = {norm: size_of(*small(norm=norm), (1, 16, 16), 6) for norm in (None, "batch", "layer", "spectral")}
+    assert len({size.macs for size in sizes.values()}) == 1 and sizes["spectral"] == sizes[None]
+
+
 def test_norms_of_the_code():
     x = torch.rand(50, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     for norm in (None, "batch", "standard", "layer", "spectral"):
