@@ -170,7 +170,7 @@ def start(args):
             process.terminate() if until else process.wait()
         return taken
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # what was ended may still write
         for _ in range(args.rounds):
             helped = seconds("--help")
             out = os.path.join(folder, str(time.time()))
