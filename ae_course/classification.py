@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'keep_labels', 'codes', 'best_classifier', 'SupervisedAutoencoder', 'Paired', 'linear_optimum', 'plain']
 
-# %% ../nbs/50_classification.ipynb #be3d6746
+# %% ../nbs/50_classification.ipynb #a4729f46
 import copy
 from collections.abc import Callable, Sequence
 
@@ -17,6 +17,7 @@ from .autoencoder import Autoencoder, mlp, register
 from .base import BadArgument, check_choice, check_number, check_size
 from .data import Batch, DataError, Images
 from .metrics import in_double, r2
+from .stacked import forward_all
 from .training import fit, seeded
 
 # %% ../nbs/50_classification.ipynb #32b07a14
@@ -44,13 +45,10 @@ def keep_labels(images: Images, count: int | None, seed: int = 0) -> Images:
     y[kept] = images.y[kept]
     return Images(images.x, y, images.extras, images.classes, images.name, images.split, images.about)
 
-# %% ../nbs/50_classification.ipynb #4f489b19
+# %% ../nbs/50_classification.ipynb #f62faa30
 def codes(model: nn.Module, x: Images | Tensor, batch_size: int = 1000) -> Tensor:
     "The codes `model.encode(x)` of all images, flattened, (N, k), without gradients, on the CPU; the model is left in eval mode."
-    x, device = x.pixels() if isinstance(x, Images) else x, next(model.parameters()).device
-    model.eval()
-    with torch.no_grad():
-        return torch.cat([model.encode(part.to(device)).flatten(1).cpu() for part in x.split(batch_size)])
+    return forward_all(model, x, batch_size, model.encode).flatten(1).cpu()
 
 # %% ../nbs/50_classification.ipynb #b3c87f33
 KINDS = ("logistic", "svm")

@@ -9,7 +9,7 @@ __all__ = ['TOTAL', 'MAGIC', 'VERSION', 'HEADER', 'LIMIT', 'CODECS', 'SCALES', '
            'contrast_structure', 'ms_ssim', 'bd_psnr', 'common_range', 'matched_step', 'Sum', 'lifted', 'start_linear',
            'learn_density']
 
-# %% ../nbs/55_compression.ipynb #1e34d801
+# %% ../nbs/55_compression.ipynb #1e7be3f3
 import copy
 import hashlib
 import io
@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from .autoencoder import Autoencoder, describe, register
 from .base import BadArgument, check_choice, check_number, check_size
 from .convolutional import conv
-from .data import DataError, Images
+from .data import SOURCES, DataError, Images
 from .linear import PCA
-from .metrics import UndefinedMetric, _windows, psnr, ssim
+from .metrics import UndefinedMetric, gaussian_windows, psnr, ssim
 from .training import History, fit
 
 # %% ../nbs/55_compression.ipynb #b18a0d4d
@@ -355,15 +355,15 @@ def tiles(x: Tensor, side: int) -> Tensor:
     parts = x.unfold(2, side, side).unfold(3, side, side)  # (N, C, rows, columns, side, side)
     return parts.permute(0, 2, 3, 1, 4, 5).reshape(-1, x.shape[1], side, side)
 
-# %% ../nbs/55_compression.ipynb #48dc6a54
+# %% ../nbs/55_compression.ipynb #52b43618
 CODECS = ("JPEG", "JPEG, shared tables", "WebP")
 
 
 def check_lossless(images: Images) -> None:
-    "DataError if `images` say that they were JPEG, or are of a set that is published as JPEG, at the size that they were decoded to."
-    note = str(images.about.get("note", ""))
-    if "jpeg" in note.lower() or images.name == "celeba":
-        raise DataError(f"{images.name}: {note or 'published as JPEG files'}; expected images that were never compressed with loss, "
+    "DataError if `images` say that they were JPEG, or are of a set whose `Source` says so."
+    note, published = str(images.about.get("note", "")), SOURCES[images.name].lossy if images.name in SOURCES else ""
+    if "jpeg" in note.lower() or published:
+        raise DataError(f"{images.name}: {published or note}; expected images that were never compressed with loss, "
                         "since JPEG would win on its own losses: take mnist5k, digits, shapes, or stl10")  # fmt: skip
 
 
@@ -398,7 +398,7 @@ def _saved(picture, kind: str, **options) -> bytes:
     picture.save(file, kind, **options)
     return file.getvalue()
 
-# %% ../nbs/55_compression.ipynb #664c89ea
+# %% ../nbs/55_compression.ipynb #5a75c559
 class Point(NamedTuple):
     "One point of a curve: bits per pixel of whole files, PSNR in decibels and MS-SSIM, both averaged over images."
 
@@ -424,7 +424,7 @@ def scales_of(height: int, width: int) -> int:
 
 def contrast_structure(x_hat: Tensor, x: Tensor) -> Tensor:
     "The second factor of SSIM (5.2), without the comparison of means, averaged over windows and channels; (N, C, H, W) -> (N,)."
-    rows, columns = (_windows(size) for size in x.shape[2:])
+    rows, columns = (gaussian_windows(size) for size in x.shape[2:])
     values = []
     for a, b in zip(x_hat.double().split(256), x.double().split(256)):
         mu_a, mu_b, square, both = (rows @ m @ columns.T for m in (a, b, a * a + b * b, a * b))

@@ -568,7 +568,7 @@ def read_pokemon(source, paths: Mapping[str, Path], put: Callable) -> dict:
             put(f"{split}_{key}", values.shape, values.dtype)[...] = values
     return {"classes": classes, "note": "labels are first types; on white; images are copyright of their owners"}
 
-# %% ../nbs/00_data.ipynb #5b50ce55
+# %% ../nbs/00_data.ipynb #585a7d59
 class File(NamedTuple):
     "An official file: its name, its published MD5 digest, and where it can be had, in the order to try."
 
@@ -618,8 +618,9 @@ class Source:
     read: Callable | None
     files: Callable[[], Sequence[File]] = tuple
     cap: int = 0
+    lossy: str = ""  # how the images were compressed with loss before they were published
 
-# %% ../nbs/00_data.ipynb #834ca428
+# %% ../nbs/00_data.ipynb #0131bbc1
 SEVENTY, DIGITS = {"train": 60_000, "test": 10_000}, tuple("0123456789")
 FASHION = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -638,7 +639,8 @@ SOURCES = {
     "stl10": Source("download", {"train": 5000, "test": 8000, "unlabeled": 100_000}, (3, 96, 96), STL, "none stated (from ImageNet)",
                     "cs.stanford.edu/~acoates/stl10", read_stl10, lambda: torchvision_files("STL10"), 3 << 30),
     "celeba": Source("download", {"train": 162_770, "validation": 19_867, "test": 19_962}, (3, 218, 178), (), "non-commercial research",
-                     "mmlab.ie.cuhk.edu.hk/projects/CelebA.html", read_celeba, lambda: torchvision_files("CelebA"), 2 << 30),
+                     "mmlab.ie.cuhk.edu.hk/projects/CelebA.html", read_celeba, lambda: torchvision_files("CelebA"), 2 << 30,
+                     "published as JPEG files"),
     "pneumonia": Source("download", {"train": 4708, "validation": 524, "test": 624}, (1, 28, 28), ("normal", "pneumonia"), "CC BY 4.0",
                         "MedMNIST v2 (medmnist.com), zenodo.org/records/10519652", read_pneumonia, pneumonia_files, 16 << 20),
     "pokemon": Source("folder", {}, (), (), "copyright of its owners", "Kaggle; you place it: pictures and one CSV", read_pokemon),

@@ -8,7 +8,7 @@ __all__ = ['NORMS', 'MODELS', 'REDUCTIONS', 'same_padding', 'SameConv2d', 'SameC
            'RAE', 'WAE', 'EAE', 'GMMDAE', 'daly_model', 'encoded', 'decoded', 'samplers', 'code_statistics',
            'generation_row']
 
-# %% ../nbs/43_generation.ipynb #7b408be8
+# %% ../nbs/43_generation.ipynb #01f12e5c
 import copy
 import math
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from .convolutional import costs
 from .data import Images
 from .distance import Scorer, frechet_distance, kid, precision_recall
 from .sampling import KINDS, Density, fit_latent
-from .stacked import glorot
+from .stacked import forward_all, glorot
 from .training import piecewise
 from .variational import VAE, active_units
 
@@ -347,24 +347,15 @@ def daly_model(
         return Autoencoder(*halves, reconstruction="bce", reduction=pixels)
     return {"rae": RAE, "wae": WAE, "eae": EAE, "gmm_dae": GMMDAE}[model](*halves)
 
-# %% ../nbs/43_generation.ipynb #0a286604
-def _batches(model: nn.Module, function: Callable, given, batch_size: int) -> Tensor:
-    "`function` of `given`, `Images` or a tensor (N, ...), a batch at a time on the model's device, in eval mode, without gradients."
-    place = next(model.parameters()).device
-    model.eval()
-    with torch.no_grad():
-        parts = (given[i : i + batch_size] for i in range(0, len(given), batch_size))
-        return torch.cat([function(part.pixels(place) if isinstance(part, Images) else part.to(place)) for part in parts])
-
-
+# %% ../nbs/43_generation.ipynb #2adae513
 def encoded(model: Autoencoder, images, batch_size: int = 500) -> Tensor:
     "Codes (N, k) of `Images` or pixels (N, C, H, W), on the model's device; a VAE's are its means."
-    return _batches(model, model.encode, images, batch_size)
+    return forward_all(model, images, batch_size, model.encode)
 
 
 def decoded(model: Autoencoder, z: Tensor, batch_size: int = 500) -> Tensor:
     "Images (N, C, H, W) of codes `z` (N, k), on the model's device."
-    return _batches(model, model.decode, z, batch_size)
+    return forward_all(model, z, batch_size, model.decode)
 
 
 def samplers(z: Tensor, components: int = 10, seed: int = 0, ridge: float = 1e-6) -> dict[str, Density]:

@@ -121,13 +121,15 @@ def glorot(module: nn.Module, gain: float = 1.0) -> nn.Module:
             nn.init.zeros_(layer.bias)
     return module
 
-# %% ../nbs/31_stacked.ipynb #ec46f186
-def forward_all(module: nn.Module, x: Tensor, batch_size: int = 1000) -> Tensor:
-    "What `module` makes of all of `x` (N, ...), without gradients, on the module's device; it is left in eval mode."
-    device = next(module.parameters()).device
+# %% ../nbs/31_stacked.ipynb #4fedbee9
+def forward_all(module: nn.Module, x: Images | Tensor, batch_size: int = 1000, function: Callable | None = None) -> Tensor:
+    """What `module`, or a `function` of it such as `module.encode`, makes of all of `x`, `Images` or a tensor (N, ...), a batch at a time,
+    without gradients, on the module's device; the module is left in eval mode."""
+    device, function = next(module.parameters()).device, function or module
     module.eval()
     with torch.no_grad():
-        return torch.cat([module(part.to(device)) for part in x.split(batch_size)])
+        parts = (x[i : i + batch_size] for i in range(0, len(x), batch_size))
+        return torch.cat([function(part.pixels(device) if isinstance(part, Images) else part.to(device)) for part in parts])
 
 
 def layer_of(model: Autoencoder, i: int) -> Autoencoder:
