@@ -192,7 +192,7 @@ def test_resume_inside_an_epoch_is_bit_for_bit(digits, tmp_path, optimizer):
     with pytest.raises(KeyboardInterrupt):
         fit(broken, digits, checkpoint=tmp_path / "c.safetensors", **call)
     about = read_tensors(tmp_path / "c.safetensors")[1]
-    assert about["epoch"] < 4 and (about["step"] > 0)
+    assert about["epoch"] < 4 and (about["step"] > 0 or optimizer == "lbfgs")  # where one step is the epoch, that is ended
     resumed = fit(again, digits, checkpoint=tmp_path / "c.safetensors", **call)
     assert same(whole, again) and resumed["loss"] == history["loss"]
     # a finished one is loaded, not trained
