@@ -735,7 +735,7 @@ def evaluate(model: nn.Module, data, *, corrupt: bool = False, seed: int = 0, ba
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return _evaluate(model, Feed(data, device), mix(seed, 3), batch_size, corrupt)
 
-# %% ../nbs/02_training.ipynb #a6762d71
+# %% ../nbs/02_training.ipynb #c991403d
 def _check_settings(model: nn.Module, n: int, epochs, batch_size, precision) -> None:
     "BadArgument for counts that are no counts, an unknown precision, and a last batch of one under batch normalisation."
     for name, value, least in (("epochs", epochs, 0), ("batch_size", n if batch_size is None else batch_size, 1)):
@@ -751,18 +751,16 @@ def _check_settings(model: nn.Module, n: int, epochs, batch_size, precision) -> 
         )
 
 
-def _feeds(models: list[nn.Module], data, validation, device: torch.device) -> list[Feed | None]:
-    "Both as batches; DataError where a model says that it was not built for them. Of `Images` it is shown one: they are all of a kind."
-    feeds = []
-    for part in (data, validation):
-        feeds.append(None if part is None else Feed(part, device))
-        for i, model in enumerate(models):
-            if hasattr(model, "check_data") and isinstance(part, Images | Tensor):
-                try:
-                    model.check_data(part[:1].pixels() if isinstance(part, Images) else part)
-                except Exception as error:
-                    raise _named(error, i, models) from None
-    return feeds
+def _feed(model: nn.Module, data, device: torch.device, made: dict[int, Feed]) -> Feed | None:
+    """`data` as batches, which are `made` once for all models; DataError where the model says that it was not built for them.
+    Of `Images` it is shown one: they are all of a kind."""
+    if data is None:
+        return None
+    if id(data) not in made:
+        made[id(data)] = Feed(data, device)
+    if hasattr(model, "check_data") and isinstance(data, Images | Tensor):
+        model.check_data(data[:1].pixels() if isinstance(data, Images) else data)
+    return made[id(data)]
 
 
 def _training(model: nn.Module, feed: Feed, held_out: Feed | None, call: dict) -> Training:
@@ -854,7 +852,7 @@ def _reporter(progress, done: int, epochs: int):
 
         yield show
 
-# %% ../nbs/02_training.ipynb #b6aac2a8
+# %% ../nbs/02_training.ipynb #20315800
 def fit(
     model: nn.Module,
     data,
@@ -899,7 +897,7 @@ def fit(
             "precision": precision, "checkpoint": checkpoint, "checkpoint_seconds": checkpoint_seconds, "replay": replay,
             "reshuffle": reshuffle}  # fmt: skip
     with _placed([model], data, device, batch_size, precision):
-        t = _training(model, *_feeds([model], data, validation, device), call)
+        t = _training(model, *(_feed(model, part, device, {}) for part in (data, validation)), call)
         with torch.random.fork_rng():
             _resume(t)
             with _reporter(progress, t.state.epoch, epochs) as t.report, _signals_noted(t.stop), denormals_flushed():
@@ -951,19 +949,19 @@ def seconds_per_image(model: nn.Module, batch: Tensor, precision: str = "float32
         times.append(time.perf_counter() - began)
     return statistics.median(times[2:]) / len(batch)
 
-# %% ../nbs/02_training.ipynb #d65ba8f6
-def _trainer(models: list, data, calls: list[dict], waiting, told) -> None:
+# %% ../nbs/02_training.ipynb #374ac791
+def _trainer(models: list, sets: list, calls: list[dict], waiting, told) -> None:
     "What a worker does: train the models whose numbers are `waiting`; ('row' or 'done' or 'error', number, what) goes to `told`."
     torch.set_num_threads(1)
     while (i := waiting.get()) is not None:
         try:
-            told.put(("done", i, fit(models[i], data, progress=lambda row, i=i: told.put(("row", i, row)), **calls[i]).rows))
+            told.put(("done", i, fit(models[i], sets[i], progress=lambda row, i=i: told.put(("row", i, row)), **calls[i]).rows))
         except BaseException as error:
             told.put(("error", i, error))
             return
 
 
-def _side_by_side(models: list, data, calls: list[dict], workers: int, report: Callable[[dict], None]) -> list[History]:
+def _side_by_side(models: list, sets: list, calls: list[dict], workers: int, report: Callable[[dict], None]) -> list[History]:
     "The histories of `models`, trained by `workers` forked processes; the first error, or a signal, ends them all, with their checkpoints."
     fork, stop, rows = multiprocessing.get_context("fork"), threading.Event(), {}
     waiting, told = fork.SimpleQueue(), fork.Queue()
@@ -971,7 +969,7 @@ def _side_by_side(models: list, data, calls: list[dict], workers: int, report: C
         waiting.put(i)
     for model in models:
         model.share_memory()
-    processes = [fork.Process(target=_trainer, args=(models, data, calls, waiting, told)) for _ in range(workers)]
+    processes = [fork.Process(target=_trainer, args=(models, sets, calls, waiting, told)) for _ in range(workers)]
     with _signals_noted(stop):
         try:
             with warnings.catch_warnings():
@@ -1006,23 +1004,24 @@ def _side_by_side(models: list, data, calls: list[dict], workers: int, report: C
     return [History(rows[i]) for i in range(len(models))]
 
 
-def _all_at_once(models: list, data, calls: list[dict], report: Callable[[dict], None]) -> list[History]:
+def _all_at_once(models: list, sets: list, calls: list[dict], report: Callable[[dict], None]) -> list[History]:
     "The histories of `models`, trained in this process, their steps taken at the same time."
-    bound = [inspect.signature(fit).bind(model, data, **call) for model, call in zip(models, calls)]
+    bound = [inspect.signature(fit).bind(model, data, **call) for model, data, call in zip(models, sets, calls)]
     for call in bound:
         call.apply_defaults()
     calls = [call.arguments for call in bound]
     device, size, precision, stop = *(calls[0][name] for name in ("device", "batch_size", "precision")), threading.Event()
-    for i, model in enumerate(models):
+    for i, (model, data) in enumerate(zip(models, sets)):
         try:
             _check_settings(model, len(data), calls[0]["epochs"], size, precision)
         except BadArgument as error:
             raise _named(error, i, models) from None
-    with _placed(models, data, device, size, precision), torch.random.fork_rng():
-        feeds, trainings = _feeds(models, data, calls[0]["validation"], device), []
-        for i, (model, call) in enumerate(zip(models, calls)):
+    with _placed(models, sets[0], device, size, precision), torch.random.fork_rng():
+        feeds, trainings = {}, []
+        for i, (model, data, call) in enumerate(zip(models, sets, calls)):
             try:
-                trainings.append(t := _training(model, *feeds, call))
+                held = [_feed(model, part, device, feeds) for part in (data, call["validation"])]
+                trainings.append(t := _training(model, *held, call))
                 t.stop, t.beside, t.draws, t.report = stop, len(models), Draws(device), lambda row, i=i: report({**row, "model": i})
                 with t.turn():
                     _resume(t)
@@ -1039,8 +1038,9 @@ def fit_many(
 ) -> list[History]:  # fmt: skip
     """Train each of `models` as `fit(model, data, ...)` would, at the same time; a History each, in the same order.
 
-    seed: one for all, or one each. checkpoint: a file each, or one name, with `-model1` and so on after its stem. progress: a bar over all
-    epochs, nothing, or a function of each row, which has the model's number (from 0) as "model". options: those of `fit`, the same for all.
+    data: one set for all, or a list of one each. seed: one for all, or one each. checkpoint: a file each, or one name, with `-model1` and
+    so on after its stem. progress: a bar over all epochs, nothing, or a function of each row, which has the model's number (from 0) as
+    "model". options: those of `fit`, the same for all.
     workers, on a CPU: processes, each with one thread; None for as many as this process may use threads. The models are trained one after
     another, in this process, where it is 1 and where a process cannot be forked (Windows, macOS). The weights are those of `fit` with
     one thread, to the bit on the same machine. Models may be of any kind; what a training changes in them beside parameters and buffers
@@ -1056,6 +1056,9 @@ def fit_many(
     seeds = [seed] * n if isinstance(seed, int) else list(seed)
     if len(seeds) != n:
         raise BadArgument(f"seed: got {len(seeds)} for {n} models, expected one for all or one each")
+    sets = list(data) if isinstance(data, list | tuple) else [data] * n
+    if len(sets) != n:
+        raise BadArgument(f"data: got a list of {len(sets)} sets for {n} models, expected one set for all or a list of one each")
     if isinstance(checkpoint, str | Path | None):
         kept = [checkpoint and Path(checkpoint).with_stem(f"{Path(checkpoint).stem}-model{i + 1}") for i in range(n)]
     elif len(kept := list(checkpoint)) != n:
@@ -1065,12 +1068,12 @@ def fit_many(
     forks = sys.platform == "linux" and device.type == "cpu" and not multiprocessing.current_process().daemon
     with _reporter(progress, 0, n * options.get("epochs", 0)) as report:
         if models and (device.type == "cuda" if lockstep is None else lockstep):
-            histories = _all_at_once(models, data, calls, report)
+            histories = _all_at_once(models, sets, calls, report)
         elif forks and workers > 1:
-            histories = _side_by_side(models, data, calls, workers, report)
+            histories = _side_by_side(models, sets, calls, workers, report)
         else:
             histories = []
-            for i, (model, call) in enumerate(zip(models, calls)):
+            for i, (model, data, call) in enumerate(zip(models, sets, calls)):
                 try:
                     histories.append(fit(model, data, progress=lambda row, i=i: report({**row, "model": i}), **call))
                 except Exception as error:

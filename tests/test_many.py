@@ -15,7 +15,7 @@ from ae_course import replay, training
 from ae_course.autoencoder import Autoencoder, mlp, read_tensors
 from ae_course.base import BadArgument
 from ae_course.data import load
-from ae_course.denoising import DenoisingAutoencoder, gaussian
+from ae_course.denoising import DenoisingAutoencoder, gaussian, noised_once
 from ae_course.replay import Recorder
 from ae_course.stacked import conv_stack
 from ae_course.training import Diverged, OutOfMemory, fit, fit_many, seeded
@@ -82,6 +82,18 @@ def test_seeds_one_each(digits):
         fit_many([small(), small()], digits, checkpoint=["a.safetensors"], **CALL)
     with pytest.raises(BadArgument, match="share parameters"):
         fit_many([models[0]] * 2, digits, **CALL)
+
+
+@pytest.mark.parametrize("how", [{"workers": 1}, {"workers": 2}, {"lockstep": True}], ids=str)
+def test_data_one_each(digits, how):
+    sets = [digits, noised_once(gaussian(0.5), digits), digits[:100]]
+    models, alone = [small(), small(noise=0.5), small(4)], [small(), small(noise=0.5), small(4)]
+    fit_many(models, sets, **how, **CALL)
+    for model, other, data in zip(models, alone, sets):
+        fit(other, data, **CALL)
+        assert near(model, other)
+    with pytest.raises(BadArgument, match="data: got a list of 2 sets for 3 models"):
+        fit_many(models, sets[:2], **how, **CALL)
 
 
 @pytest.mark.parametrize("how", [{"workers": 1}, {"workers": 2}, {"lockstep": True}], ids=str)

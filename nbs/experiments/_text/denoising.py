@@ -52,6 +52,7 @@ field_points: int = 2000  # at least 2: points on each curve
 field_epochs: int = 150  # at least 1: passes over them
 seed: int = 0  # at least 0: fixes the start, the order of the images and the noise
 device: str = "auto"  # one of auto, cpu, cuda, mps: where to train
+workers: int = 1  # at least 1: networks trained side by side on a processor, each in a process with one thread
 threads: int | None = None  # at least 1: processor threads; none takes PyTorch's choice
 
 # %%
@@ -75,7 +76,7 @@ from ae_course.denoising import (
 )  # fmt: skip
 from ae_course.figures import code_grid, curves, image_grid, montage, pick, quiver, show
 from ae_course.metrics import probe_accuracy, psnr
-from ae_course.training import evaluate, fit, seeded
+from ae_course.training import evaluate, fit, fit_many, seeded
 
 # %%
 if threads is not None:
@@ -127,17 +128,18 @@ def build(about):
         return DenoisingAutoencoder(*networks, about["make"]) if about["make"] else Autoencoder(*networks)
 
 
-models, rows = {}, {}
-for label, stage in run.stages(arms, cost=lambda label: arms[label]["z"] + 200):
-    about = arms[label]
-    data = noised_once(about["make"], train, seed) if about["redraw"] == "once" else train
-    model = build(about)
-    history = fit(model, data, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, device=device,
-                  checkpoint=stage.checkpoint, progress=stage.progress)  # fmt: skip
+together = run.together(arms, cost=lambda label: arms[label]["z"] + 200)
+fixed = {level: noised_once(uniform(level), train, seed) for level in {width, *levels}}  # one set for all networks of a level
+sets = [fixed[about["level"]] if about["redraw"] == "once" else train for about in arms.values()]
+models = {label: build(about) for label, about in arms.items()}
+histories = fit_many(models.values(), sets, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, device=device, workers=workers,
+                     checkpoint=together.checkpoints, progress=together.progress)  # fmt: skip
+rows = {}
+for (label, about), data, history in zip(arms.items(), sets, histories):
     row = {"seed": seed} | {k: v for k, v in about.items() if k != "make"}
-    row |= {"train_mse": evaluate(model, data, corrupt=True, seed=seed)["loss"], "seconds": sum(history["seconds"])}
-    models[label], rows[label] = model.cpu(), row
-    save_model(model, run.path(f"model_{len(models):02}.safetensors"))
+    row |= {"train_mse": evaluate(models[label], data, corrupt=True, seed=seed)["loss"], "seconds": sum(history["seconds"])}
+    rows[label] = row
+    save_model(models[label].cpu(), run.path(f"model_{len(rows):02}.safetensors"))
 
 # %% [markdown]
 # ## Measure

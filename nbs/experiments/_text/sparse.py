@@ -51,6 +51,7 @@ lr: float = 0.001  # above 0: Adam's learning rate
 seed: int = 0  # at least 0: fixes the start, the order of the images, and the noise
 device: str = "auto"  # one of auto, cpu, cuda, mps: where to train
 precision: str = "float32"  # one of float32, bfloat16: arithmetic of the networks
+workers: int = 1  # at least 1: networks trained side by side on a processor, each in a process with one thread
 threads: int | None = None  # at least 1: processor threads; none takes PyTorch's choice
 
 # %%
@@ -72,7 +73,7 @@ from ae_course.data import load
 from ae_course.figures import curves, dots, image_grid, pick, weight_images
 from ae_course.metrics import UndefinedMetric, dead_share, hoyer, inactive_share, per_image_mse, probe_accuracy
 from ae_course.sparse import SparseAutoencoder, dictionary, l1_penalty
-from ae_course.training import fit, seeded
+from ae_course.training import fit_many, seeded
 
 # %%
 if threads is not None:
@@ -147,20 +148,20 @@ for family in families:
 rows, columns, outputs = [], {}, {}
 shown = test[pick(8, len(test), seed=0)].pixels()
 label = lambda c: ", ".join(str(c[i]) for i in (0, 1, 2, 3, 4, 6, 7) if c[i] is not None)
-cost = lambda c: (wide_epochs if c[0] == "overcomplete" else epochs) * c[5]
-by_label = {label(c): c for c in plan}
-for name, stage in run.stages(by_label, cost=lambda name: cost(by_label[name])):
-    case = by_label[name]
-    model = model_of(*case)
-    history = fit(model, train, epochs=wide_epochs if case[0] == "overcomplete" else epochs, batch_size=batch_size, lr=lr, seed=seed,
-                  device=device, precision=precision, checkpoint=stage.checkpoint, progress=stage.progress)  # fmt: skip
-    rows.append({"seed": seed} | dict(zip(KEYS, case)) | measure(model) | {"seconds": sum(history["seconds"])})
-    model.cpu()
-    columns[name] = model.decoder[0].weight.detach().T.clone()  # (k, d)
-    if case[0] == "overcomplete":
-        with torch.no_grad():
-            outputs[case[1]] = model(shown)
-        save_model(model, run.path(f"model_{case[1]}.safetensors"))
+overcomplete = [case for case in plan if case[0] == "overcomplete"]
+for cases, rounds in (([case for case in plan if case not in overcomplete], epochs), (overcomplete, wide_epochs)):
+    together = run.together(map(label, cases))
+    models = [model_of(*case) for case in cases]
+    histories = fit_many(models, train, epochs=rounds, batch_size=batch_size, lr=lr, seed=seed, device=device, precision=precision,
+                         workers=workers, checkpoint=together.checkpoints, progress=together.progress)  # fmt: skip
+    for case, model, history in zip(cases, models, histories):
+        rows.append({"seed": seed} | dict(zip(KEYS, case)) | measure(model) | {"seconds": sum(history["seconds"])})
+        model.cpu()
+        columns[label(case)] = model.decoder[0].weight.detach().T.clone()  # (k, d)
+        if case in overcomplete:
+            with torch.no_grad():
+                outputs[case[1]] = model(shown)
+            save_model(model, run.path(f"model_{case[1]}.safetensors"))
 
 # %% [markdown]
 # Two baselines that no training made:
@@ -203,10 +204,10 @@ run.save(image_grid({"input": shown} | outputs, clip=True, title=f"{wide_dim} co
                     alt="Eight test images and their reconstructions by each overcomplete network"), "reconstructions")  # fmt: skip
 
 # %%
-priced = [name for name, c in by_label.items() if c[0] == "penalty" and c[2] == "l1"]
-for name in dict.fromkeys((priced[0], priced[len(priced) // 2], priced[-1])):
-    words = columns[name][pick(min(20, latent_dim), latent_dim, seed=0)].view(-1, *shape)[:, 0].flatten(1)
-    lam = by_label[name][6]
+priced = [case for case in plan if case[0] == "penalty" and case[2] == "l1"]
+for case in dict.fromkeys((priced[0], priced[len(priced) // 2], priced[-1])):
+    words = columns[label(case)][pick(min(20, latent_dim), latent_dim, seed=0)].view(-1, *shape)[:, 0].flatten(1)
+    lam = case[6]
     run.save(weight_images(words, shape[1:], title=f"lambda = {lam}, seed {seed}",
                            alt=f"Twenty columns of the decoder that was trained at lambda {lam}"), f"words_{lam:g}")  # fmt: skip
 
