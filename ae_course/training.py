@@ -949,7 +949,7 @@ def seconds_per_image(model: nn.Module, batch: Tensor, precision: str = "float32
         times.append(time.perf_counter() - began)
     return statistics.median(times[2:]) / len(batch)
 
-# %% ../nbs/02_training.ipynb #374ac791
+# %% ../nbs/02_training.ipynb #ac1a6270
 def _trainer(models: list, sets: list, calls: list[dict], waiting, told) -> None:
     "What a worker does: train the models whose numbers are `waiting`; ('row' or 'done' or 'error', number, what) goes to `told`."
     torch.set_num_threads(1)
@@ -1046,7 +1046,8 @@ def fit_many(
     one thread, to the bit on the same machine. Models may be of any kind; what a training changes in them beside parameters and buffers
     is lost with its process.
     lockstep: True for one step of each at a time in this process, as one list of kernels, with all models on the device; None for that on
-    a GPU alone (where it has not yet been run), and there False for one after another. An epoch's "seconds" are then a model's share.
+    a GPU alone (where it has not yet been run), and there False for one after another: for networks that fill the GPU, or its memory, by
+    themselves. An epoch's "seconds" are then a model's share.
     A model's error names the model and ends all; a signal does too, and what has a checkpoint can be resumed.
     """
     models, device = list(models), pick_device(device)

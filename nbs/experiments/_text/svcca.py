@@ -98,7 +98,8 @@ for job, (cell, start_seed) in jobs.items():
     with seeded(start_seed):
         models[job] = Autoencoder(*bottleneck(shape, cell.size, cell.channels, decoder, depth, blocks))
 fit_many(models.values(), splits["train"], epochs=epochs, batch_size=batch_size, lr=lr, seed=[own for _, own in jobs.values()],
-         device=device, precision=precision, workers=workers, checkpoint=together.checkpoints, progress=together.progress)  # fmt: skip
+         device=device, precision=precision, workers=workers, checkpoint=together.checkpoints, progress=together.progress,
+         lockstep=False)  # fmt: skip  # one such network fills a GPU, and several might not fit into its memory
 for job, model in models.items():
     save_model(model, run.path(f"model_{job.replace(', ', '_').replace(' ', '_')}.safetensors"))
     for split, images in splits.items():
