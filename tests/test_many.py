@@ -300,3 +300,17 @@ def test_a_graph_of_several_trainings_on_a_stand_in_for_a_gpu(digits, monkeypatc
     as_alone(digits, lambda: [small(4), small(1), small(8, noise=0.4), small(8, noise=0.4)], (0, 5, 0, 1), epochs=3)
     whole, last, *_ = stand_in.graphs  # and those of the trainings alone
     assert len(whole.registered) == 4 and whole.replays > last.replays > 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_a_graph_of_several_trainings_is_each_alone(digits, monkeypatch):
+    made, whole = [], training.Together.__init__
+    monkeypatch.setattr(training.Together, "__init__", lambda self, *args: (made.append(self), whole(self, *args))[1])
+    call, seeds = {**CALL, "device": "cuda", "epochs": 3}, (0, 5, 0, 1)
+    make = lambda: [small(4), small(1), small(8, noise=0.4), small(8, noise=0.4)]
+    models, written = make(), make()
+    fit_many(models, digits, seed=seeds, **call)
+    assert made[0].replayed.failed is None and len(made[0].replayed.lists) == 2 and len(made[0].streams) == 4
+    for model, alone, seed in zip(models, written, seeds):
+        fit(alone, digits, seed=seed, replay=False, **call)
+        assert all(torch.allclose(p, q, atol=1e-4, rtol=0) for p, q in zip(model.parameters(), alone.parameters()))
