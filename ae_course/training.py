@@ -72,7 +72,7 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         ) from None
     return device
 
-# %% ../nbs/02_training.ipynb #fdb32df9
+# %% ../nbs/02_training.ipynb #6419b4ea
 def mix(*numbers: int) -> int:
     "One 63-bit seed from several non-negative integers; near inputs give unrelated seeds (numpy.random.SeedSequence)."
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
@@ -84,6 +84,14 @@ def seeded(seed: int):
     with torch.random.fork_rng():
         torch.manual_seed(mix(seed))
         yield
+
+
+def _reseed(seed: int) -> None:
+    "`torch.manual_seed`, which, until a GPU is first used, would keep a note of the caller for each call, as often as an epoch begins."
+    if torch.cuda.is_initialized() or torch.backends.mps.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def order(n: int, seed: int, epoch: int) -> Tensor:
@@ -320,7 +328,7 @@ def _summary(phases: list[Phase], sizes: list[int]) -> dict[str, float]:
         row |= means if len(phases) == 1 else {f"{phase.name}/{k}": v for k, v in means.items()}
     return row
 
-# %% ../nbs/02_training.ipynb #5260adf3
+# %% ../nbs/02_training.ipynb #d5228b00
 def _check_finite(model: nn.Module, phases: list[Phase], epoch: int) -> None:
     "Diverged, with epoch, step, learning rate and terms, if a recorded value or a weight is not finite."
     for phase in phases:
@@ -488,11 +496,11 @@ def _steps(t: Training, epoch: int) -> Steps:
             raise
     return sizes
 
-# %% ../nbs/02_training.ipynb #1bfc7f15
+# %% ../nbs/02_training.ipynb #030bab41
 def _epoch(t: Training, epoch: int) -> Steps:
     "Ask for one epoch, or the rest of it; returns its row of the history. Diverged, with the last finite weights put back."
     if not t.state.step:
-        torch.manual_seed(mix(t.seed, epoch, 2))  # the model's noise in this epoch
+        _reseed(mix(t.seed, epoch, 2))  # the model's noise in this epoch
         for phase in t.phases:
             phase.seen, phase.steps = [], []
     for phase in t.phases:
@@ -703,7 +711,7 @@ def _signals_noted(stop: threading.Event):
     if caught:
         signal.raise_signal(caught[0])
 
-# %% ../nbs/02_training.ipynb #a2ef7094
+# %% ../nbs/02_training.ipynb #beda218e
 def _evaluate(model: nn.Module, feed: Feed, seed: int, batch_size: int, corrupt: bool = False) -> dict[str, float]:
     "Means of every loss term and their sum over `feed`, batches weighted by size; noise depends on `seed` alone."
     training, totals = model.training, None
@@ -713,7 +721,7 @@ def _evaluate(model: nn.Module, feed: Feed, seed: int, batch_size: int, corrupt:
         for m in disturbed:
             m.corrupt_in_evaluation = True
         with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(seed)
+            _reseed(seed)
             for index in torch.arange(len(feed), device=feed.device).split(batch_size):
                 terms = model.loss_terms(feed.batch(index))
                 values = torch.stack(list(terms.values())).double() * len(index)
