@@ -197,7 +197,7 @@ def denoising_gain(model: Callable, x, corruption: Corruption, seed: int = 0) ->
     values = {name: psnr(shown[None], x[None]).item() for name, shown in values.items()}
     return values | {"psnr_gain": values["psnr_out"] - values["psnr_in"]}
 
-# %% ../nbs/21_denoising.ipynb #6428ef87
+# %% ../nbs/21_denoising.ipynb #2c7cb739
 def linear_denoiser(data: Tensor, variance: float) -> Callable[[Tensor], Tensor]:
     """The best linear denoiser (21.5) of additive noise of that `variance` in each value, fitted to `data` (N, ...): in PCA's basis each
     coefficient shrinks by lambda / (lambda + variance), lambda with 1 / N. A function of x (M, ...)."""
@@ -205,7 +205,7 @@ def linear_denoiser(data: Tensor, variance: float) -> Callable[[Tensor], Tensor]
     flat = data.flatten(1).double()
     pca = PCA(min(flat.shape)).fit(flat)
     eigenvalues = pca.explained_variance * (len(flat) - 1) / len(flat)
-    shrink = eigenvalues / (eigenvalues + variance)
+    shrink = torch.where(eigenvalues > 0, eigenvalues / (eigenvalues + variance), 0.0)  # 0 / 0 where there is neither image nor noise
     return lambda x: pca.inverse_transform(pca.transform(x.flatten(1).double()) * shrink).to(x.dtype).view_as(x)
 
 # %% ../nbs/21_denoising.ipynb #61520f8c

@@ -344,3 +344,13 @@ def test_manifolds_are_evenly_spaced_and_on_the_curve(name):
         assert_close(points.norm(dim=1), torch.ones(1000), atol=1e-5, rtol=0)
         x = torch.randn(50, 2, generator=draws())
         assert angle_between(nearest(x, manifold("circle", 20_000)), x).max() < 0.05
+
+
+def test_without_noise_the_linear_denoiser_keeps_the_plane_of_the_data():
+    "An eigenvalue of exactly 0 and a variance of 0: nothing to shrink, and no 0 / 0."
+    flat = torch.zeros(5, 1, 2, 2)
+    flat[:, 0, 0, 0] = torch.arange(5.0)
+    x = torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    kept = linear_denoiser(flat, 0.0)(x)
+    assert_close(kept[:, 0, 0, 0], x[:, 0, 0, 0])
+    assert_close(kept.flatten(1)[:, 1:], torch.zeros(3, 3))

@@ -20,7 +20,7 @@
 # %% [markdown]
 # Trains linear autoencoders $\hat x = D E x$ without biases, with codes at least as large as the image, from several starts, and asks what the composed map $W = D E$ does to images that it was not trained on: test images, another data set, inverted images, crops of photographs, and uniform noise (lesson 11, whose equations are meant).
 #
-# The claim to be tested (LMU slides): *even a linear autoencoder can copy the input to the output without learning anything useful*. The rule, for each arm and seed: it **copies** if its error on uniform noise is below a tenth of that of the constant 0.5; it **copies the training's kind only** if its test error is below 0.001 but the former does not hold. The identity by construction stands beside, untrained.
+# The claim to be tested (LMU slides): *even a linear autoencoder can copy the input to the output without learning anything useful*. The rule, for each arm and seed: it **copies** if its error on uniform noise is below a tenth of that of the constant 0.5; it **copies the training's kind only** if its test error is below 0.001 but the former does not hold; else it copies neither. The identity by construction stands beside, untrained.
 #
 # All errors are mean squared errors over every pixel of every image, pixel values in [0, 1]. *on_span* and *off_span* are the distances of $W$ from the identity (11.7) on the span of the training images and on its complement, 0 for a copy, 1 for a map that answers nothing; *rank* is the dimension of the span. Rows with *epochs_trained* 0 are the starts.
 

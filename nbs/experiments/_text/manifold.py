@@ -21,7 +21,7 @@
 # Estimates the intrinsic dimension of a set of images by two estimators, maximum likelihood (Levina and Bickel, 2004, inverses averaged as MacKay and Ghahramani, 2005) and TwoNN (Facco et al., 2017), and holds it against the same images with their pixels
 # permuted (one permutation for all: nothing may change), with each pixel shuffled over the images (the same histograms, no structure), and against uniform noise. Below them stand normal points of known dimension: the estimators fall short where the dimension is high, and these rows show how far. Nothing is trained. (Lesson 11, whose equations are meant.)
 #
-# The claim to be tested: images lie near a manifold of far fewer dimensions than pixels. The rule, for each seed: both estimates for the images are below a fifth of those for the shuffled pixels, and of the directions among nearest neighbours fewer are needed for 90% of the variance than among images at random, with no such difference for the shuffled pixels.
+# The claim to be tested: images lie near a manifold of far fewer dimensions than pixels. The rule, for each seed: both estimates for the images are below a fifth of those for the shuffled pixels, and of the directions among nearest neighbours no more are needed for 90% of the variance than among images at random, and for the shuffled pixels at least nine tenths as many.
 #
 # Columns: *true_dimension*, where it is known; *mle_k5*, *mle_k10*, *mle_k20* (11.2) with so many neighbours; *two_nn* (11.3); *local_4*, *global_4*: share of variance of the first four principal directions of the nearest neighbours of an image, and of as many images at random, mean over anchors; *local_90*, *global_90*: how many directions that mean needs for 90%.
 
