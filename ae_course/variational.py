@@ -53,7 +53,7 @@ def variational_mlp(shape: Sequence[int] = (1, 28, 28), hidden: Sequence[int] = 
     encoder = mlp(shape, hidden, 2 * latent_dim, activation, None, output)[0]
     return encoder, mlp(shape, hidden, latent_dim, activation, None, output)[1]
 
-# %% ../nbs/40_variational.ipynb #f8818a1e
+# %% ../nbs/40_variational.ipynb #10eafc34
 @register
 class VAE(Autoencoder):
     """The variational autoencoder: loss = distortion + beta * rate (40.8), in nats, sums over pixels and code, mean over images.
@@ -61,7 +61,7 @@ class VAE(Autoencoder):
     encoder: images to (N, 2k), means and log variances side by side; decoder: codes (N, k) to images.
     reconstruction: "bce" (values in [0, 1]) or "gaussian" with deviation `sigma` (40.6). samples: L of (40.5).
     reduction, kl_reduction: "sum" or "mean", of the pixels and of the code; None takes `reduction`. `implied_beta` says what they hide.
-    free_bits: least nats of each unit that are charged (40.13); warmup: training steps over which beta rises from 0. Both act in
+    free_bits: least nats of each unit that are charged (40.16); warmup: training steps over which beta rises from 0. Both act in
     training only, so `evaluate` gives the plain terms. Errors: BadArgument; DataError from `fit` for values that the likelihood excludes.
     """
 
@@ -258,13 +258,14 @@ class IWAE(VAE):
         "Minus the bound; it does not fall apart into distortion and rate."
         return {"bound": -importance_bound(self.log_weights(getattr(batch, "x", batch), self.k * self.samples), self.k).mean()}
 
-# %% ../nbs/40_variational.ipynb #9482d4c8
+# %% ../nbs/40_variational.ipynb #9de717ee
 def _hamiltonian(log_f: Callable, z: Tensor, step: Tensor, scale: Tensor, leapfrog: int) -> tuple[Tensor, Tensor]:
     "One Hamiltonian Monte Carlo transition of codes `z` (C, N, k) that leaves `log_f` invariant; the codes, and which moves were accepted."
 
     def slope(z: Tensor) -> tuple[Tensor, Tensor]:
         z = z.detach().requires_grad_()
-        value = log_f(z)
+        with torch.enable_grad():
+            value = log_f(z)
         return value.detach(), torch.autograd.grad(value.sum(), z)[0]
 
     move, (value, gradient) = step[:, None] * scale, slope(z)  # (N, k)

@@ -209,7 +209,7 @@ for label, (_, _, plan) in plans.items():
         found = bound(model, x_test)
         with torch.no_grad():
             mse = (model(x_test) - x_test).square().mean().item()
-        add(study, label, model="vae", c=1 / (2 * model.sigma**2), mse=mse, **found)
+        add(study, label, model="vae", c=round(1 / (2 * model.sigma**2), 6), mse=mse, **found)
     if study == "collapse":
         found = bound(model, x_boxes)
         add(study, label, model=label.split(", ")[1], beta=model.beta, objective=found["distortion"] + model.beta * found["rate"], **found)
