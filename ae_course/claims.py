@@ -6,13 +6,13 @@
 __all__ = ['LEVEL', 'RELATIONS', 'TAKES', 'ALONG', 'POSITIVE', 'KEYS', 'RULES', 'LIMITS', 'PARTS', 'FORMS', 'Estimate',
            'interval', 'decide', 'equivalence', 'TableError', 'number', 'matches', 'numbers', 'need_columns',
            'in_words', 'chosen', 'by_seed', 'per_seed', 'Finding', 'Terms', 'concluded', 'keeps', 'limited', 'pairs',
-           'rule_value', 'rule_difference', 'rule_ratio', 'rule_equivalent', 'rule_monotone', 'rule_contrast', 'joined',
+           'rule_value', 'rule_difference', 'rule_ratio', 'rule_equivalent', 'joined', 'rule_monotone', 'rule_contrast',
            'rule_all_of', 'rule_any_of', 'rule_for_each', 'apply', 'quantity_in_words', 'rule_in_words', 'check_keys',
            'check_rule', 'check_quantity', 'Claim', 'ledger_file', 'read_ledger', 'tables_root', 'read_table',
            'columns_of', 'scales', 'filters', 'by_device', 'scale_of', 'scale_in_words', 'Verdict', 'verdict',
            'verdicts', 'reproduce', 'as_lines', 'in_full', 'escaped', 'as_markdown', 'show_claims', 'add_commands']
 
-# %% ../nbs/91_claims.ipynb #d8c7463b
+# %% ../nbs/91_claims.ipynb #7eb5982d
 import csv
 import hashlib
 import html
@@ -23,7 +23,7 @@ import operator
 import re
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -297,7 +297,7 @@ def rule_ratio(rows: list[dict], spec: dict, terms: Terms) -> Finding:
     finding = limited({s: a[s] / b[s] for s in a}, spec, terms, "a / b", log=True)
     return replace(finding, notes=(*finding.notes, *notes))
 
-# %% ../nbs/91_claims.ipynb #c1e0a6fa
+# %% ../nbs/91_claims.ipynb #fc102bb4
 def rule_equivalent(rows: list[dict], spec: dict, terms: Terms) -> Finding:
     "a and b agree within the margin, paired by seed; `relative` compares logarithms and gives the ratio."
     relative, margin = spec.get("relative", False), spec["margin"]
@@ -311,19 +311,49 @@ def rule_equivalent(rows: list[dict], spec: dict, terms: Terms) -> Finding:
     return replace(finding, notes=(*finding.notes, *notes))
 
 
+def joined(kind: str, parts: list[Finding]) -> Finding:
+    "The Finding of `all_of` or `any_of`: it shows the part that decided."
+    good, bad = ("supported", "contradicted") if kind == "all_of" else ("contradicted", "supported")
+    verdicts = [part.verdict for part in parts]
+    verdict = bad if bad in verdicts else good if set(verdicts) == {good} else "undecided"
+    decisive = verdicts.index(verdict)
+    seeds = tuple(dict.fromkeys(seed for part in parts for seed in part.seeds))
+    return replace(parts[decisive], verdict=verdict, seeds=seeds, parts=tuple(parts), decided_by=decisive + 1)
+
+
+def _all(found: Callable[[Terms], list[Finding]], terms: Terms) -> Finding:
+    "Each of k parts; contradicted as soon as one is, also at the level 1 - alpha / k: each has its chance to err (Bonferroni)."
+    parts = found(terms)
+    if len(parts) == 1:
+        return parts[0]
+    strict = found(replace(terms, level=1 - (1 - terms.level) / len(parts)))
+    for i, (part, other) in enumerate(zip(parts, strict)):
+        if part.verdict == "contradicted" != other.verdict:
+            note = f"part {i + 1} is contradicted as a question of its own, not as one of {len(parts)}"
+            parts[i] = replace(part, verdict="undecided", notes=(*part.notes, note))
+    return joined("all_of", parts)
+
+
 def rule_monotone(rows: list[dict], spec: dict, terms: Terms) -> Finding:
-    "The smallest step, in the claimed direction, from one value of `along` to the next (ratio of neighbours if `relative`) exceeds `by`."
+    "Each step from one value of `along` to the next, in the claimed direction (ratio of neighbours if `relative`), exceeds `by`."
     relative, steps = spec.get("relative", False), {}
     need_columns(rows, ["seed", spec["column"], spec["along"]])
     for seed, lines in by_seed(rows, spec.get("where", {})).items():
         at = sorted(zip(numbers(lines, spec["along"]), numbers(lines, spec["column"])))
         if len({x for x, _ in at}) < max(2, len(at)):
             raise TableError(f"column {spec['along']!r}: seed {seed} has the values {[x for x, _ in at]}, expected at least 2, each once")
-        ups = [(v, w) if spec["expect"] == "rises" else (w, v) for (_, v), (_, w) in itertools.pairwise(at)]
-        if relative and min(min(pair) for pair in ups) <= 0:
-            raise TableError(f"column {spec['column']!r}: values of at most 0 at seed {seed}, relative steps need numbers above 0")
-        steps[seed] = min(w / v if relative else w - v for v, w in ups)
-    return limited(steps, {"at_least": spec.get("by", 1 if relative else 0)}, terms, "smallest step", log=relative)
+        for (x, v), (y, w) in itertools.pairwise(at):
+            low, high = (v, w) if spec["expect"] == "rises" else (w, v)
+            if relative and min(low, high) <= 0:
+                raise TableError(f"column {spec['column']!r}: values of at most 0 at seed {seed}, relative steps need numbers above 0")
+            steps.setdefault(f"from {x:g} to {y:g}", {})[seed] = high / low if relative else high - low
+    limit = {"at_least": spec.get("by", 1 if relative else 0)}
+
+    def found(terms: Terms) -> list[Finding]:
+        parts = [replace(limited(values, limit, terms, f"step {place}", relative), words=place) for place, values in steps.items()]
+        return sorted(parts, key=lambda part: part.effect)  # the smallest step is shown, if none decides by itself
+
+    return _all(found, terms)
 
 # %% ../nbs/91_claims.ipynb #98eeb09e
 def rule_contrast(rows: list[dict], spec: dict, terms: Terms) -> Finding:
@@ -367,20 +397,10 @@ def _positive(rows: list[dict], columns: list[str]):
         raise TableError(f"column {columns[int((values <= 0).any(0).argmax())]!r}: values of at most 0, their logarithm is asked for")
     return values
 
-# %% ../nbs/91_claims.ipynb #c8980624
-def joined(kind: str, parts: list[Finding]) -> Finding:
-    "The Finding of `all_of` or `any_of`: it shows the part that decided."
-    good, bad = ("supported", "contradicted") if kind == "all_of" else ("contradicted", "supported")
-    verdicts = [part.verdict for part in parts]
-    verdict = bad if bad in verdicts else good if set(verdicts) == {good} else "undecided"
-    decisive = verdicts.index(verdict)
-    seeds = tuple(dict.fromkeys(seed for part in parts for seed in part.seeds))
-    return replace(parts[decisive], verdict=verdict, seeds=seeds, parts=tuple(parts), decided_by=decisive + 1)
-
-
+# %% ../nbs/91_claims.ipynb #ca503354
 def rule_all_of(rows: list[dict], spec: list, terms: Terms) -> Finding:
-    "Every part; contradicted as soon as one is."
-    return joined("all_of", [apply(rows, part, terms) for part in spec])
+    "Every part; contradicted as soon as one is, by more than the chance that k parts have."
+    return _all(lambda terms: [apply(rows, part, terms) for part in spec], terms)
 
 
 def rule_any_of(rows: list[dict], spec: list, terms: Terms) -> Finding:
@@ -393,8 +413,9 @@ def rule_for_each(rows: list[dict], spec: dict, terms: Terms) -> Finding:
     need_columns(rows, [spec["column"]])
     rows, column = chosen(rows, spec.get("where", {})), spec["column"]
     values = sorted({str(row[column]) for row in rows}, key=lambda v: (number(v) or 0, v))
-    parts = [apply([row for row in rows if str(row[column]) == value], spec["of"], terms) for value in values]
-    return joined("all_of", [replace(part, words=f"{column} = {value}: {part.words}") for part, value in zip(parts, values)])
+    at = lambda value, terms: apply([row for row in rows if str(row[column]) == value], spec["of"], terms)
+    named = lambda part, value: replace(part, words=f"{column} = {value}: {part.words}")
+    return _all(lambda terms: [named(at(value, terms), value) for value in values], terms)
 
 
 RULES = {"value": rule_value, "difference": rule_difference, "ratio": rule_ratio, "equivalent": rule_equivalent, "monotone": rule_monotone,
@@ -596,7 +617,7 @@ def read_table(name: str, folder: str | Path | None = None) -> list[dict]:
         raise TableError(f"{path.name}: expected a header with 'seed' and rows of its length; {mend}")
     return rows
 
-# %% ../nbs/91_claims.ipynb #1b3bba54
+# %% ../nbs/91_claims.ipynb #1ab411e9
 def columns_of(rule) -> set[str]:
     "Every column that a rule names."
     if isinstance(rule, list):
@@ -645,8 +666,9 @@ def scale_of(rows: list[dict]) -> dict:
     "What stands beside a verdict: data set, images, epochs, seeds, device and preset, from the rows themselves."
     values = lambda name: list(dict.fromkeys(str(row[name]) for row in rows if row.get(name) not in (None, "")))
     lengths = [name for name in rows[0] if name.endswith("epochs") and any(values(name))] or [n for n in ("steps",) if n in rows[0]]
-    images = next((" or ".join(values(name)) for name in ("images", "limit") if name in rows[0] and values(name)), "all")
-    return {"dataset": ", ".join(values("dataset")) or "no data set", "images": f"{images} images",
+    counted = [name for name in ("images", "limit") if name in rows[0]]
+    images = next((" or ".join(values(name)) for name in counted if values(name)), "all" if counted else None)
+    return {"dataset": ", ".join(values("dataset")) or "no data set", "images": images and f"{images} images",
             "epochs": ", ".join(f"{' or '.join(values(name))} {name.replace('_', ' ')}" for name in lengths) or "no epochs",
             "seeds": values("seed"), "device": ", ".join(values("device")) or "unnamed device",
             "preset": ", ".join(values("preset")) or "no preset"}  # fmt: skip
@@ -655,7 +677,8 @@ def scale_of(rows: list[dict]) -> dict:
 def scale_in_words(scale: dict) -> str:
     "A scale in words."
     seeds = f"seed{'s' * (len(scale['seeds']) != 1)} {', '.join(scale['seeds'])}"
-    return f"{scale['preset']}: {scale['dataset']}, {scale['images']}, {scale['epochs']}, {seeds}, {scale['device']}"
+    images = [scale["images"]] if scale["images"] else []
+    return ", ".join([f"{scale['preset']}: {scale['dataset']}", *images, scale["epochs"], seeds, scale["device"]])
 
 # %% ../nbs/91_claims.ipynb #1f372a01
 @dataclass(frozen=True)
@@ -738,10 +761,11 @@ def verdicts(claims: Iterable[Claim] | None = None, folder: str | Path | None = 
             errors += [str(error)] if str(error) not in errors else []
     return found
 
-# %% ../nbs/91_claims.ipynb #cda2bc67
-def reproduce(claim: Claim, preset: str | None = None) -> str:
-    "The command that makes the table anew and decides the claim again."
-    grid = f"seed={','.join(map(str, range(claim.terms.seeds)))}"
+# %% ../nbs/91_claims.ipynb #2bcaffcc
+def reproduce(claim: Claim, scale: dict | None = None) -> str:
+    "The command that makes the table anew, at a scale of its rows, and decides the claim again."
+    preset, seeds = (scale["preset"], scale["seeds"]) if scale else (None, [])
+    grid = f"seed={','.join(seeds or map(str, range(claim.terms.seeds)))}"
     extra = f" --preset {preset}" if preset and preset not in ("laptop", "no preset") and preset in presets(claim.experiment) else ""
     return (f"ae-course sweep {claim.experiment}{extra} --grid {grid}{' ' * bool(claim.grid)}{claim.grid} && "
             f"ae-course collect {claim.experiment} && ae-course claims {claim.id}")  # fmt: skip
@@ -773,7 +797,7 @@ def in_full(claim: Claim, found: list[Verdict], sources: dict) -> str:
         if v.finding:
             lines += [f"  ({i}) {p.verdict}: {p.words}: {Verdict(claim, p.verdict, p).effect}" for i, p in enumerate(v.finding.parts, 1)]
     fold = lambda text: textwrap.fill(text, 100, subsequent_indent="    ", break_long_words=False)
-    again = dict.fromkeys(reproduce(claim, v.scale["preset"]) for v in found if v.scale) or [reproduce(claim)]
+    again = dict.fromkeys(reproduce(claim, v.scale) for v in found if v.scale) or [reproduce(claim)]
     return "\n".join([*map(fold, lines), *(f"Again: {command}" for command in again)])
 
 
@@ -784,7 +808,7 @@ def _needs(claim: Claim) -> str:
         needs += f"; for {in_words(claim.scope)}"
     return needs + (f"; provided that {rule_in_words(claim.provided)}" if claim.provided else "")
 
-# %% ../nbs/91_claims.ipynb #0f3dfed0
+# %% ../nbs/91_claims.ipynb #1da84c5e
 def escaped(text: str) -> str:
     "Text for Markdown: no character of it is markup."
     return re.sub(r"[\\`*_\[\]{}$~^#!+|-]", lambda m: f"&#{ord(m[0])};", html.escape(" ".join(str(text).split()), quote=False))
@@ -825,7 +849,7 @@ def _section(claim: Claim, found: list[Verdict]) -> list[str]:
         lines += [f"| {escaped(Verdict(claim, p.verdict, p).effect)} | {p.verdict} | part {i} | {escaped(p.words)} |"
                   for i, p in enumerate(v.finding.parts if v.finding else (), 1)]  # fmt: skip
     if built:
-        commands = dict.fromkeys(reproduce(claim, v.scale["preset"]) for v in measured) or [reproduce(claim)]
+        commands = dict.fromkeys(reproduce(claim, v.scale) for v in measured) or [reproduce(claim)]
         lines += ["", "```", *[line for command in commands for line in command.split(" && ")], "```"]
     return [*lines, ""]
 

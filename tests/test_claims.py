@@ -384,3 +384,23 @@ def test_importing_is_light():
 
 def test_a_verdict_without_findings_has_no_effect():
     assert Verdict(claim({}), "no data").effect == "-"
+
+
+def test_of_several_parts_one_contradicts_only_beyond_its_own_chance():
+    "Two parts: an interval that misses its limit at 95%, and holds it at 97.5%, leaves the whole undecided, and says which part it was."
+    table = [{"seed": str(s), "mse": str(v), "arm": arm} for s, v in enumerate((1.0, 1.16, 1.32)) for arm in "ab"]
+    low = interval([1.0, 1.16, 1.32]).low
+    at = lambda limit: {"value": {"column": "mse", "where": {"arm": "a"}, "at_most": limit}}
+    assert apply(table, at(low - 0.01), Terms()).verdict == "contradicted"
+    both = apply(table, {"all_of": [at(9), at(low - 0.01)]}, Terms())
+    assert both.verdict == "undecided" and both.parts[1].notes[-1].startswith("part 2 is contradicted as a question of its own")
+    assert apply(table, {"all_of": [at(9), at(0.1)]}, Terms()).verdict == "contradicted"
+
+
+def test_steps_are_judged_each_by_its_interval():
+    "A curve that falls by a deviation a step: at ten seeds the smallest of many noisy steps lies below zero, and contradicts nothing."
+    rng = random.Random(0)
+    table = [{"seed": str(s), "z": str(z), "mse": repr(8 - z + rng.gauss(0, 1))} for s in range(10) for z in range(9)]
+    found = apply(table, {"monotone": {"column": "mse", "along": "z", "expect": "falls"}}, Terms())
+    assert found.verdict in ("supported", "undecided") and len(found.parts) == 8
+    assert min(part.effect for part in found.parts) == found.parts[0].effect and found.parts[0].words.startswith("from ")
