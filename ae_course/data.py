@@ -620,7 +620,7 @@ class Source:
     cap: int = 0
     lossy: str = ""  # how the images were compressed with loss before they were published
 
-# %% ../nbs/00_data.ipynb #0131bbc1
+# %% ../nbs/00_data.ipynb #397ead34
 SEVENTY, DIGITS = {"train": 60_000, "test": 10_000}, tuple("0123456789")
 FASHION = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -644,7 +644,7 @@ SOURCES = {
     "pneumonia": Source("download", {"train": 4708, "validation": 524, "test": 624}, (1, 28, 28), ("normal", "pneumonia"), "CC BY 4.0",
                         "MedMNIST v2 (medmnist.com), zenodo.org/records/10519652", read_pneumonia, pneumonia_files, 16 << 20),
     "pokemon": Source("folder", {}, (), (), "copyright of its owners", "Kaggle; you place it: pictures and one CSV", read_pokemon),
-    "movielens": Source("ratings", {}, (), (), "GroupLens research licence", "grouplens.org; recommendation.load_ratings", None),
+    "movielens": Source("ratings", {}, (), (), "GroupLens research licence", "grouplens.org; ratings.load_ratings", None),
 }  # fmt: skip
 
 # %% ../nbs/00_data.ipynb #4f6f72e8
@@ -898,7 +898,7 @@ def to_tensor(images: np.ndarray, recipe: Variant, size: int | None) -> tuple[Te
         x[start : start + 1000] = cut(start, start + 1000)[0]
     return x, moved
 
-# %% ../nbs/00_data.ipynb #85d74941
+# %% ../nbs/00_data.ipynb #58cc2fc1
 def open_named(name: str, size: int | None, root) -> tuple[dict[str, np.ndarray], dict]:
     "The arrays and the meta of a set: on disk, from a package, or fetched; or of a folder of pictures (path, or name in `data_roots`)."
     kind = SOURCES[name].kind if name in SOURCES else None
@@ -918,7 +918,7 @@ def open_named(name: str, size: int | None, root) -> tuple[dict[str, np.ndarray]
         arrays, meta = {}, {}
     if not splits_of(arrays):
         what = ", ".join(arrays) or "ratings"
-        raise DataError(f"{name}: no images ({what}), expected SPLIT_images; ratings are not images; see recommendation.load_ratings")
+        raise DataError(f"{name}: no images ({what}), expected SPLIT_images; ratings are not images; see ratings.load_ratings")
     return arrays, meta
 
 # %% ../nbs/00_data.ipynb #d583d8fb

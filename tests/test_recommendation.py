@@ -1,4 +1,4 @@
-"Recommendation: readers and their refusals, masked losses, AutoRec against an implementation of its own, rankings against scikit-learn."
+"Recommendation: masked losses, AutoRec against an implementation of its own, rankings against scikit-learn."
 
 import math
 
@@ -13,35 +13,25 @@ from torch.testing import assert_close
 
 from ae_course import recommendation
 from ae_course.autoencoder import CheckpointError, load_model, save_model
-from ae_course.base import BadArgument, UnknownName
+from ae_course.base import BadArgument
 from ae_course.data import DataError, find
+from ae_course.ratings import Cells, Held, Ratings, Rows, liked, load_ratings, split_ratings, split_users, synthetic
 from ae_course.recommendation import (
     CDAE,
     AutoRec,
-    Cells,
-    Held,
     MatrixFactorisation,
     MultVAE,
-    Ratings,
-    Rows,
     autorec,
     by_row,
     fit_best,
     item_knn,
     item_mean,
-    liked,
-    load_ratings,
     ndcg,
     popularity,
     ranking,
-    ratings_from,
-    read_ratings,
     recall,
     rmse,
     scorer,
-    split_ratings,
-    split_users,
-    synthetic,
 )
 from ae_course.training import evaluate, fit, seeded
 from ae_course.variational import variational_mlp
@@ -58,155 +48,7 @@ def model_of(width, k=4, side=0, seed=0, **options):
         return AutoRec(*autorec(width, k, side), **options)
 
 
-# ---------------------------------------------------------------- ratings and their tables
-
-
-def test_rows_and_columns_are_the_sorted_ids_and_unseen_ones_are_named():
-    found = ratings_from(["b", "a", "b"], [9, 9, 4], [1, 5, 3], user_side={"a": [1.0, 2]}, item_side={4: [7.0], 9: [8.0]})
-    assert found.matrix.toarray().tolist() == [[0, 5], [3, 1]] and len(found) == 3 and math.isclose(found.mean(), 3)
-    assert found.user_side.tolist() == [[1, 2], [0, 0]] and found.item_side.tolist() == [[7], [8]]
-    assert (found.row("b"), found.column(9)) == (1, 1)
-    with pytest.raises(UnknownName, match="unknown user 'zoe'.*a, b"):
-        found.row("zoe")
-    with pytest.raises(UnknownName, match="unknown item '5'"):
-        found.column(5)
-
-
-def test_a_rating_of_zero_is_a_rating_where_the_scale_has_it():
-    found = ratings_from([1, 1, 2], [1, 2, 1], [0, 2, 1], scale=(0, 2))
-    assert len(found) == 3 and found.mean() == 1
-    batch = Rows(found.matrix).batch(torch.arange(2), "cpu")
-    assert batch.extras["observed"].tolist() == [[1, 1], [1, 0]]
-    one, other = split_ratings(found, 0.4)
-    assert len(one) + len(other) == 3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (([1, 2], [1, 1], [3, 6]), "1 of 2 ratings lie outside 1 to 5, the first 6 of user 2 for item 1"),
-        (([1], [1], [0.5]), "outside 1 to 5"),
-        (([1, 2], [1, 1], [3, math.nan]), "1 of 2 ratings"),
-        (([1, 1], [2, 2], [3, 4]), "1 pairs were rated more than once, the first by user 1 for item 2"),
-        (([], [], []), "n at least 1"),
-        (([1, 2], [1], [3]), r"\(2,\) users, \(1,\) items"),
-    ],
-)
-def test_ratings_that_cannot_be_are_refused_with_their_place(arguments, words):
-    with pytest.raises(DataError, match=words):
-        ratings_from(*arguments)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "user,item,rating\n1,10,4\n2,10,5\n",
-        "userId,movieId,rating,timestamp\n1,10,4.0,99\n2,10,5.0,99\n",
-        "rating;item_id;user_id\n4;10;1\n5;10;2\n",
-        "1\t10\t4\t99\n2\t10\t5\t99\n",
-        "1::10::4::99\n2::10::5::99\n",
-        '"user","item","score"\n"1","10","4"\n\n"2","10","5"\n',
-    ],
-)
-def test_tables_of_many_forms_are_read(text, tmp_path):
-    path = tmp_path / "mine.csv"
-    path.write_text(text)
-    for found in (read_ratings(path), load_ratings(path)):
-        assert found.users.tolist() == [1, 2] and found.items.tolist() == [10] and found.matrix.toarray().tolist() == [[4], [5]]
-        assert found.name == "mine"
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("user,film,rating\n1,10,4\n", "no column for item in the header user, film, rating; known names: item, itemid"),
-        ("user,item,rating\n1,10,4\n2,10,good\n", "line 3 is '2,10,good'"),
-        ("1,10,4\n2,10\n", "line 2 is '2,10'"),
-        ("1,10,4\n2,10,nan\n", "line 2"),
-        ("1,10,4.5\n2,10,7\n", "7 of user 2 for item 10"),
-        ("1,10,4\n1,10,4\n", "rated more than once"),
-        ("", "n at least 1"),
-    ],
-)
-def test_tables_that_cannot_be_read_name_the_line(text, words, tmp_path):
-    path = tmp_path / "mine.csv"
-    path.write_text(text)
-    with pytest.raises(DataError, match=words):
-        read_ratings(path)
-
-
-def test_what_is_not_there_or_no_text_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no such file"):
-        load_ratings(tmp_path / "none.csv")
-    with pytest.raises(UnknownName, match="movielens"):
-        load_ratings("movielans")
-    (tmp_path / "x.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="not a text in utf-8"):
-        read_ratings(tmp_path / "x.csv")
-
-
-def test_ml_1m_as_it_comes(tmp_path, monkeypatch):
-    monkeypatch.setenv("AE_COURSE_DATA", str(tmp_path))
-    with pytest.raises(DataError, match="ml-1m: not in .*grouplens.org"):
-        load_ratings("ml-1m", root=tmp_path)
-    folder = tmp_path / "ml-1m"
-    folder.mkdir()
-    (folder / "ratings.dat").write_text("1::7::5::978300760\n2::7::3::978302109\n2::9::4::978301968\n")
-    (folder / "movies.dat").write_bytes("7::Amélie (2001)::Comedy|Romance\n9::B (1999)::Comedy\n8::C (1998)::War\n".encode("latin-1"))
-    (folder / "users.dat").write_text("1::F::1::10::48067\n2::M::25::10::70072\n")
-    found = load_ratings("ml-1m")
-    assert found.matrix.toarray().tolist() == [[5, 0], [3, 4]] and found.items.tolist() == [7, 9]
-    assert found.item_side.tolist() == [[1, 1, 0], [1, 0, 0]]  # Comedy, Romance, War
-    assert found.user_side.shape == (2, 5) and found.user_side.sum(1).tolist() == [3, 3]
-
-
-@pytest.mark.skipif(find("movielens") is None, reason="MovieLens-100K is not among the data sets")
-def test_movielens_100k():
-    found = load_ratings("movielens")
-    assert found.matrix.shape == (943, 1682) and len(found) == 100_000
-    assert found.user_side.shape == (943, 23) and found.item_side.shape == (1682, 19)
-    assert found.matrix[found.row(196), found.column(242)] == 3
-    train, test = split_ratings(found)
-    assert 0.9 < rmse(item_mean(train), test) < 1.1
-
-
-def test_synthetic_ratings_follow_their_law_and_their_seed():
-    found = synthetic(400, 100, rank=3, density=0.3, noise=0.0, seed=5)
-    rows, columns, values = found.cells()
-    truth = found.about["truth"]
-    assert np.array_equal(values, np.clip(np.rint(truth[rows, columns]), 1, 5)) and set(values) <= {1, 2, 3, 4, 5}
-    centred = truth - truth.mean(1, keepdims=True) - truth.mean(0) + truth.mean()
-    assert np.linalg.matrix_rank(centred, tol=1e-8) == 3
-    assert found.item_side.shape == (len(found.items), 6) and (found.item_side.sum(1) == 1).all()
-    assert (synthetic(seed=1).matrix != synthetic(seed=1).matrix).nnz == 0 and len(synthetic(seed=1)) != len(synthetic(seed=2))
-
-
-def test_splits_share_nothing_and_lose_nothing():
-    found = small()
-    train, test = split_ratings(found, 0.1, seed=3)
-    assert len(test) == round(0.1 * len(found)) and train.matrix.shape == test.matrix.shape == found.matrix.shape
-    assert (train.matrix + test.matrix != found.matrix).nnz == 0 and train.matrix.multiply(test.matrix).nnz == 0
-    assert (split_ratings(found, 0.1, seed=4)[1].matrix != test.matrix).nnz > 0
-    for share in (0.0, 1.0, 1e-9):
-        with pytest.raises(BadArgument, match="test"):
-            split_ratings(found, share)
-
-
-# ---------------------------------------------------------------- batches and AutoRec
-
-
-def test_rows_are_the_matrix_less_its_centre_and_nothing_where_nothing_is():
-    shown = csr_array(np.array([[5.0, 0, 1], [0, 0, 0], [2, 3, 0]]))
-    asked = csr_array(np.array([[0.0, 4, 0], [1, 0, 0], [0, 0, 0]]))
-    rows = Rows(shown, asked, np.eye(3), centre=3.0, dtype=torch.float64)
-    batch = rows.batch(torch.tensor([2, 0]), "cpu")
-    assert batch.x.tolist() == [[-1, 0, 0], [2, 0, -2]] and batch.extras["target"].tolist() == [[0, 0, 0], [0, 1, 0]]
-    assert batch.extras["observed"].tolist() == [[0, 0, 0], [0, 1, 0]] and batch.extras["side"].tolist() == [[0, 0, 1], [1, 0, 0]]
-    assert shown.toarray()[0].tolist() == [5, 0, 1] and len(rows) == 3  # the given matrix stays as it was
-    with pytest.raises(DataError, match="one shape"):
-        Rows(shown, asked[:2])
-    with pytest.raises(DataError, match="side"):
-        Rows(shown, None, np.eye(2))
+# ---------------------------------------------------------------- AutoRec
 
 
 def test_no_gradient_comes_from_what_is_missing():
@@ -289,6 +131,12 @@ def test_whoever_has_no_training_rating_gets_the_mean():
     assert np.isfinite(MatrixFactorisation(3, 3, 2, 4.0).predict(users, items)).all()
 
 
+@pytest.mark.skipif(find("movielens") is None, reason="MovieLens-100K is not among the data sets")
+def test_the_items_means_on_movielens_100k():
+    train, test = split_ratings(load_ratings("movielens"))
+    assert 0.9 < rmse(item_mean(train), test) < 1.1
+
+
 def test_denoising_erases_in_training_only_and_asks_for_everything():
     train = small()
     batch = Rows(train.matrix, None, None, train.mean()).batch(torch.arange(20), "cpu")
@@ -368,31 +216,6 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_training():
 
 
 # ---------------------------------------------------------------- choices and rankings
-
-
-def test_choices_are_high_ratings_of_users_with_enough_of_them():
-    found = ratings_from([1] * 3 + [2] * 3 + [3], [1, 2, 3, 1, 2, 3, 1], [5, 4, 3, 5, 1, 1, 5])
-    matrix, rows = liked(found, 4, at_least=2)
-    assert matrix.toarray().tolist() == [[1, 1, 0]] and rows.tolist() == [0] and len(found) == 7
-    with pytest.raises(DataError, match="no user gave 9 or more ratings of 4"):
-        liked(found, 4, at_least=9)
-
-
-def test_held_out_users_are_in_no_other_part_and_what_is_hidden_is_not_shown():
-    matrix, _ = liked(synthetic(seed=3))
-    train, validation, test = split_users(matrix, 0.2, seed=1)
-    n = matrix.shape[0]
-    assert train.shape[0] + validation.shown.shape[0] + test.shown.shape[0] == n and test.shown.shape[0] == round(0.2 * n)
-    rows = [train, validation.shown + validation.hidden, test.shown + test.hidden]
-    together = np.concatenate([r.toarray() for r in rows])
-    assert np.array_equal(np.unique(together, axis=0), np.unique(matrix.toarray(), axis=0)) and together.sum() == matrix.nnz
-    for held in (validation, test):
-        assert held.shown.multiply(held.hidden).nnz == 0
-        count, shown = np.diff((held.shown + held.hidden).indptr), np.diff(held.shown.indptr)
-        assert np.array_equal(shown, np.maximum(1, np.round(0.8 * count)))
-    for wrong, words in (({"share": 0.5}, "share"), ({"share": 0.0}, "share"), ({"shown": 1.0}, "shown")):
-        with pytest.raises(BadArgument, match=words):
-            split_users(matrix, **wrong)
 
 
 @pytest.mark.parametrize("k", [1, 3, 20, 100])
@@ -494,7 +317,6 @@ def test_networks_rank_better_than_popularity_on_tastes_that_differ(kind):
         (lambda: MatrixFactorisation(3, 0), "items"),
         (lambda: CDAE(*autorec(5, 2), users=0), "users"),
         (lambda: MultVAE(*variational_mlp((5,), (4,), 2), keep=2), "keep"),
-        (lambda: synthetic(users=0), "users"),
         (lambda: fit_best(model_of(5), None, epochs=1, score=len, checkpoint="a"), "checkpoint"),
     ],
 )

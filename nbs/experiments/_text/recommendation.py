@@ -18,7 +18,7 @@
 # > AutoRec on ratings, CDAE and Mult-VAE on choices, with and without noise and side information, beside what needs no network
 
 # %% [markdown]
-# Tests Section 4.5 of the survey by Bank, Koenigstein and Giryes (*Autoencoders*, Equations 17 and 18): autoencoders recommend; denoising regularises them; side information improves accuracy and speeds training up. Lesson [53](../53_recommendation.ipynb) explains models, scores and protocols.
+# Tests Section 4.5 of the survey by Bank, Koenigstein and Giryes (*Autoencoders*, Equations 17 and 18): autoencoders recommend; denoising regularises them; side information improves accuracy and speeds training up. Lesson [53](../53_recommendation.ipynb) explains models and scores, [Ratings](../00_ratings.ipynb) the sets and the splits.
 #
 # `task` ratings: a random tenth of all ratings is the test, a tenth of the others the validation, by which the epoch is chosen; a seed is a split. `rmse` is in stars, over the test ratings, predictions cut to the scale; `best_epoch` is the epoch of the lowest validation error (from 1). All variants of one seed see the rows in one order, so that their curves share the ups and downs of that order, and their best epochs can coincide.
 #
@@ -75,26 +75,21 @@ import torch
 
 from ae_course.figures import curves, dots
 from ae_course.metrics import bootstrap_interval
+from ae_course.ratings import Cells, Rows, liked, load_ratings, split_ratings, split_users
 from ae_course.recommendation import (
     CDAE,
     AutoRec,
-    Cells,
     MatrixFactorisation,
     MultVAE,
-    Rows,
     autorec,
     by_row,
     fit_best,
     item_knn,
     item_mean,
-    liked,
-    load_ratings,
     popularity,
     ranking,
     rmse,
     scorer,
-    split_ratings,
-    split_users,
 )
 from ae_course.training import seeded
 from ae_course.variational import variational_mlp
