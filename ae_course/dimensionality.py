@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'Reduction', 'undefined', 'reduce', 'autoencode', 'ranks', 'Neighbourhood', 'neighbourhood', 'measured']
 
-# %% ../nbs/54_dimensionality.ipynb #a35feb1c
+# %% ../nbs/54_dimensionality.ipynb #fdd64fc7
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from .autoencoder import Autoencoder, mlp
 from .base import BadArgument, check_choice, check_size
 from .data import DataError
 from .linear import PCA
+from .metrics import squared_distances
 from .training import fit, seeded
 from .undercomplete import as_rows
 
@@ -84,7 +85,7 @@ def autoencode(
         **{"progress": False, **options})  # fmt: skip
     return model.cpu()
 
-# %% ../nbs/54_dimensionality.ipynb #e82567f9
+# %% ../nbs/54_dimensionality.ipynb #8f3d59a0
 def _through(function: Callable) -> Callable:
     "A network's method as a map of float64 rows, without gradients."
 
@@ -107,7 +108,8 @@ def _sklearn(method: str, rows: np.ndarray, k: int, y: np.ndarray | None, seed: 
     elif method == "kernel PCA":
         from sklearn.decomposition import KernelPCA
 
-        squares = ((rows[:500, None] - rows[None, :500]) ** 2).sum(2)  # the median distance sets the kernel's width
+        some = torch.from_numpy(rows[:500])
+        squares = squared_distances(some, some).numpy()  # the median distance sets the kernel's width
         gamma = 1 / np.median(squares[np.triu_indices(len(squares), 1)])
         model = KernelPCA(k, kernel="rbf", gamma=gamma, fit_inverse_transform=True, alpha=1e-3, random_state=seed)
     elif method == "LDA":
@@ -140,11 +142,11 @@ def _umap():
                           "or install the course with its extra `dimensionality`") from None  # fmt: skip
     return UMAP
 
-# %% ../nbs/54_dimensionality.ipynb #4bd351a8
+# %% ../nbs/54_dimensionality.ipynb #82e4c798
 def ranks(x) -> Tensor:
     "Rank (N, N) of each row of `x` (N, ...) around each: 0 for itself, 1 for the nearest other; equal distances in the order of rows."
     rows = as_rows(x, least=2)
-    distance = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(-1)
+    distance = squared_distances(rows, rows).fill_diagonal_(-1)
     return distance.argsort(dim=1, stable=True).argsort(dim=1)
 
 

@@ -7,7 +7,7 @@ __all__ = ['INCEPTION', 'SmallSample', 'Moments', 'moments', 'frechet_distance',
            'to_bytes', 'Scorer', 'label_network', 'cnn_scorer', 'efficientnet_scorer', 'inception_scorer', 'Validation',
            'validate', 'over_draws', 'scores']
 
-# %% ../nbs/42_distance.ipynb #c9c40505
+# %% ../nbs/42_distance.ipynb #4768fd14
 import hashlib
 import json
 import warnings
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .autoencoder import read_tensors, write_tensors
 from .base import BadArgument, check_size
 from .data import DataError, Images, as_bytes
-from .metrics import Interval, in_double, mean_interval
+from .metrics import Interval, in_double, mean_interval, squared_distances
 from .stacked import Classifier
 from .training import Feed, fit, pick_device, seeded
 from .undercomplete import shuffle_pixels
@@ -186,12 +186,11 @@ def _pair(a, b) -> tuple[Tensor, Tensor]:
         raise BadArgument(f"a, b: got features {tuple(a.shape)} and {tuple(b.shape)}, expected (n, k) and (m, k), at least 2 images each")
     return a, b.to(a.device)
 
-# %% ../nbs/42_distance.ipynb #610d50a8
+# %% ../nbs/42_distance.ipynb #8ce12207
 def _inside(points: Tensor, balls: Tensor, neighbours: int) -> float:
     "Share of `points` within the radius of at least one of `balls`, to the `neighbours`-th nearest other of them."
-    exact = "donot_use_mm_for_euclid_dist"  # the faster way loses the digits of small distances
-    radius = torch.cat([torch.cdist(part, balls, compute_mode=exact).kthvalue(neighbours + 1).values for part in balls.split(500)])
-    found = [(torch.cdist(part, balls, compute_mode=exact) <= radius).any(1) for part in points.split(500)]  # row 1 is the point itself
+    radius = torch.cat([squared_distances(part, balls).kthvalue(neighbours + 1).values for part in balls.split(500)])
+    found = [(squared_distances(part, balls) <= radius).any(1) for part in points.split(500)]  # row 1 is the point itself
     return torch.cat(found).double().mean().item()
 
 

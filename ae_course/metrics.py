@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['UndefinedMetric', 'in_double', 'per_image_mse', 'psnr', 'gaussian_windows', 'ssim', 'r2', 'Spectrum',
            'radial_spectrum', 'spectrum_distance', 'hoyer', 'inactive_share', 'dead_share', 'correlation',
-           'mean_correlation', 'probe_accuracy', 'Interval', 'bootstrap_interval', 'mean_interval', 'paired_difference']
+           'mean_correlation', 'squared_distances', 'probe_accuracy', 'Interval', 'bootstrap_interval', 'mean_interval',
+           'paired_difference']
 
 # %% ../nbs/05_metrics.ipynb #7b4854fb
 import math
@@ -203,6 +204,14 @@ def mean_correlation(z: Tensor) -> float:
     if constant:
         warnings.warn(f"mean_correlation: {constant} of {k + constant} units are constant and left out", UndefinedMetric, stacklevel=2)
     return ((unit.T @ unit).abs().sum().item() - k) / (k * (k - 1))
+
+# %% ../nbs/05_metrics.ipynb #6f14fa3c
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances (5.7a) of the rows of `a` (M, d) to those of `b` (N, d), by differences: (M, N), of their type, exact to rounding.
+
+    (M, N) values in memory, not (M, N, d). Differentiable once; the gradient is 0 where two rows are equal.
+    """
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 # %% ../nbs/05_metrics.ipynb #e5308aa5
 def probe_accuracy(z: Tensor, y: Tensor | None, z_test: Tensor, y_test: Tensor | None, C: float = 1.0) -> float:

@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'Density', 'Clusters', 'clusters', 'em', 'Degenerate', 'fit_latent', 'held_out', 'principal_steps',
            'interpolation']
 
-# %% ../nbs/41_sampling.ipynb #4162f10b
+# %% ../nbs/41_sampling.ipynb #ebb57247
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .base import BadArgument, check_choice, check_number, check_size
 from .linear import PCA
-from .metrics import in_double
+from .metrics import in_double, squared_distances
 
 # %% ../nbs/41_sampling.ipynb #bde7122b
 def _root(covariance: Tensor, what: str) -> Tensor:
@@ -85,7 +85,7 @@ def _codes(z: Tensor, k: int | None = None) -> Tensor:
         raise BadArgument(f"z: {int((~finite).sum())} of {len(z)} codes hold NaN or infinite values, expected finite ones")
     return in_double(z)
 
-# %% ../nbs/41_sampling.ipynb #9ec42ba4
+# %% ../nbs/41_sampling.ipynb #dda6725b
 class Clusters(NamedTuple):
     "A start for EM: the cluster of each code, (N,), and how many clusters there are."
 
@@ -106,7 +106,7 @@ def clusters(z: Tensor, count: int, seed: int = 0, most: int = 20_000) -> Cluste
     if len(z) <= most:
         return Clusters(torch.from_numpy(found.labels_).long().to(z.device), count)
     centres = torch.from_numpy(found.cluster_centers_).to(z)
-    return Clusters(torch.cat([torch.cdist(part, centres).argmin(1) for part in z.split(most)]), count)
+    return Clusters(torch.cat([squared_distances(part, centres).argmin(1) for part in z.split(most)]), count)
 
 
 def _maximise(z: Tensor, r: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:

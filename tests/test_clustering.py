@@ -25,11 +25,11 @@ from ae_course.clustering import (
     match,
     mixture,
     scores,
-    squared_distances,
     student,
     target,
 )
 from ae_course.data import Batch, Images
+from ae_course.metrics import squared_distances
 from ae_course.training import evaluate, fit, seeded
 from ae_course.variational import VAE, Posterior, log_prior, variational_mlp
 

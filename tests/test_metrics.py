@@ -69,6 +69,30 @@ def test_what_cannot_be_compared_is_refused(pair, function, spoil, message):
         function(spoil(x_hat), x)
 
 
+# distances
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("far", [0.0, 1.0, 1e4])
+def test_squared_distances_keep_their_digits_between_near_points_far_from_zero(far, dtype):
+    near = far + 1e-2 * torch.randn(2, 40, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a, b = near.to(dtype)
+    right = np.array([[math.fsum((u - v) ** 2 for u, v in zip(p, q)) for q in b.tolist()] for p in a.tolist()])
+    found = m.squared_distances(a, b)
+    assert found.dtype == dtype and np.allclose(found, right, rtol=8 * torch.finfo(dtype).eps, atol=0)
+    if far == 1e4 and dtype == torch.float32:  # what torch.cdist does by itself
+        assert not np.allclose(torch.cdist(a, b).square(), right, rtol=0.5, atol=0)
+
+
+def test_squared_distances_have_a_gradient_also_where_they_are_zero():
+    draw = torch.Generator().manual_seed(0)
+    a, b = torch.randn(4, 3, generator=draw).double().requires_grad_(), torch.randn(6, 3, generator=draw).double()
+    assert torch.autograd.gradcheck(m.squared_distances, (a, b.requires_grad_()))
+    (gradient,) = torch.autograd.grad(m.squared_distances(a, a.detach()).diagonal().sum(), a)
+    assert (gradient == 0).all()
+    assert m.squared_distances(a, b[:0]).shape == (4, 0)
+
+
 # structure
 
 

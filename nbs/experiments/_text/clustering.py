@@ -61,11 +61,12 @@ import torch
 from ae_course.autoencoder import Autoencoder, mlp, save_model
 from ae_course.classification import codes
 from ae_course.clustering import (
-    DEC, GMVAE, CentredAutoencoder, fit_clusters, gmvae_mlp, kmeans, match, mixture, scores, squared_distances,
+    DEC, GMVAE, CentredAutoencoder, fit_clusters, gmvae_mlp, kmeans, match, mixture, scores,
 )  # fmt: skip
 from ae_course.data import DataError, load
 from ae_course.figures import dots, image_grid, latent_scatter, montage
 from ae_course.linear import PCA
+from ae_course.metrics import squared_distances
 from ae_course.training import evaluate, fit, seeded
 
 # %%

@@ -292,7 +292,7 @@ def high(images):
 
 
 def nearest(images):
-    "Mean squared distance to the nearest training image, over pixels."
+    "Mean squared distance to the nearest training image, over pixels; by products (5.7a), as no image is nearly another."
     return torch.cdist(images.flatten(1), train.pixels().flatten(1)).min(1).values.square().mean().item() / math.prod(shape)
 
 
