@@ -6,10 +6,9 @@
 __all__ = ['BASELINES', 'SCORES', 'Split', 'leave_out', 'error_score', 'auc', 'Curve', 'curve', 'limit', 'bound_score',
            'probability_score', 'baseline']
 
-# %% ../nbs/52_anomaly.ipynb #2d0c4b56
+# %% ../nbs/52_anomaly.ipynb #f6e8e659
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder, mlp
-from .base import BadArgument, check_choice, check_number, check_size
+from .base import BadArgument, check_choice, check_number, check_size, estimator
 from .data import Images
 from .linear import PCA
 from .metrics import Interval
@@ -204,8 +203,16 @@ def baseline(name: str, x: Tensor, components: int = 16, seed: int = 0) -> Calla
     check_choice("name", name, BASELINES)
     return BASELINES[name](x, components, seed)
 
-# %% ../nbs/52_anomaly.ipynb #9121c1a6
+# %% ../nbs/52_anomaly.ipynb #6e8d4c54
 class _Detector:
+    """An outlier detector by reconstruction, for rows of numbers, with scikit-learn's conventions.
+
+    criterion: "error" (52.1) of an autoencoder, "bound" or "probability" (52.5) of a VAE whose decoder has deviation `sigma`, in units of
+    the columns' own. hidden, latent_dim: the perceptron's widths. false_alarms: the rate that the threshold allows for normal rows (52.4),
+    or what the held-out share `validation` can promise where it is too small. epochs, batch_size, lr, device: of `fit`. Columns are
+    standardised. After `fit`: model_, history_, offset_, mean_, scale_, n_features_in_. Errors: ValueError, of which BadArgument is one.
+    """
+
     def __init__(self, criterion: str = "error", latent_dim: int = 8, hidden: tuple = (32,), sigma: float = 0.5,
                  false_alarms: float = 0.05, validation: float = 0.2, random_state=None,
                  epochs: int = 50, batch_size: int = 64, lr: float = 1e-3, device: str = "cpu"):  # fmt: skip
@@ -259,22 +266,5 @@ class _Detector:
 
 SCORES = {"error": error_score, "bound": bound_score, "probability": probability_score}
 
-# %% ../nbs/52_anomaly.ipynb #b4e16b66
-@cache
-def _assembled() -> type:
-    from sklearn.base import BaseEstimator, OutlierMixin
-
-    about = """An outlier detector by reconstruction, for rows of numbers, with scikit-learn's conventions.
-
-    criterion: "error" (52.1) of an autoencoder, "bound" or "probability" (52.5) of a VAE whose decoder has deviation `sigma`, in units of
-    the columns' own. hidden, latent_dim: the perceptron's widths. false_alarms: the rate that the threshold allows for normal rows (52.4),
-    or what the held-out share `validation` can promise where it is too small. epochs, batch_size, lr, device: of `fit`. Columns are
-    standardised. After `fit`: model_, history_, offset_, mean_, scale_, n_features_in_. Errors: ValueError, of which BadArgument is one.
-    """
-    return type("AnomalyDetector", (_Detector, OutlierMixin, BaseEstimator), {"__doc__": about, "__module__": __name__})
-
-
-def __getattr__(name: str):
-    if name == "AnomalyDetector":
-        return _assembled()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# %% ../nbs/52_anomaly.ipynb #faa8f1e9
+__getattr__ = estimator("AnomalyDetector", _Detector, "OutlierMixin")

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['BadArgument', 'UnknownName', 'hint', 'check_size', 'check_number', 'check_choice', 'project_root', 'course_root',
-           'cells_of', 'write_atomic']
+           'cells_of', 'write_atomic', 'estimator']
 
-# %% ../nbs/00_base.ipynb #1fd6e4ab
+# %% ../nbs/00_base.ipynb #c929dcfe
 import difflib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 import ae_course
@@ -101,3 +102,19 @@ def write_atomic(path: str | os.PathLike, content: bytes | str) -> None:
         if isinstance(error, OSError) and error.filename is None:  # a full disk does not say which file
             error.filename = str(path)
         raise
+
+# %% ../nbs/00_base.ipynb #34b52a9b
+def estimator(name: str, own: type, *mixins: str) -> Callable[[str], type]:
+    """A module's `__getattr__` (PEP 562) that makes the class `name` when it is first asked for: methods, text and module of `own`, over
+    scikit-learn's `mixins`, named as in sklearn.base, and BaseEstimator. The module can be imported without scikit-learn."""
+
+    @cache
+    def asked(wanted: str) -> type:
+        if wanted != name:
+            raise AttributeError(f"module {own.__module__!r} has no attribute {wanted!r}")
+        from sklearn import base
+
+        bases = (own, *(getattr(base, mixin) for mixin in mixins), base.BaseEstimator)
+        return type(name, bases, {"__doc__": own.__doc__, "__module__": own.__module__})
+
+    return asked

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'keep_labels', 'codes', 'best_classifier', 'SupervisedAutoencoder', 'Paired', 'linear_optimum', 'plain']
 
-# %% ../nbs/50_classification.ipynb #a4729f46
+# %% ../nbs/50_classification.ipynb #98bf4493
 import copy
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder, mlp, register
-from .base import BadArgument, check_choice, check_number, check_size
+from .base import BadArgument, check_choice, check_number, check_size, estimator
 from .data import Batch, DataError, Images
 from .metrics import in_double, r2
 from .stacked import forward_all
@@ -219,16 +219,5 @@ class _Transformer:
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
-# %% ../nbs/50_classification.ipynb #b54e5715
-def _estimator() -> type:
-    "The class `AutoencoderTransformer`, with scikit-learn's own base classes."
-    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-
-    bases = (_Transformer, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
-    return type("AutoencoderTransformer", bases, {"__doc__": _Transformer.__doc__, "__module__": __name__})
-
-
-def __getattr__(name: str):  # scikit-learn is imported only when somebody asks for the class (PEP 562)
-    if name != "AutoencoderTransformer":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return globals().setdefault(name, _estimator())
+# %% ../nbs/50_classification.ipynb #43e55ecf
+__getattr__ = estimator("AutoencoderTransformer", _Transformer, "ClassNamePrefixFeaturesOutMixin", "TransformerMixin")

@@ -1,5 +1,6 @@
 "Classification: kept labels, features, two heads and their batches, the linear optimum, scikit-learn's own checks of the transformer."
 
+import importlib
 import math
 import pickle
 import subprocess
@@ -314,15 +315,17 @@ def test_rows_that_do_not_fit():
         fitted.transform(X[:, :5])
 
 
-def test_scikit_learn_is_imported_only_for_the_class():
+@pytest.mark.parametrize(("module", "name"), [("classification", "AutoencoderTransformer"), ("anomaly", "AnomalyDetector")])
+def test_scikit_learn_is_imported_only_for_the_class(module, name):
     there = "print('sklearn' in sys.modules)"
-    code = f"import sys, ae_course.classification as c; {there}; c.AutoencoderTransformer; {there}"
+    code = f"import sys, ae_course.{module} as m; {there}; m.{name}; {there}"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "True"]
-    import ae_course.classification as module
-
-    with pytest.raises(AttributeError, match="no_such_thing"):
+    module = importlib.import_module(f"ae_course.{module}")
+    with pytest.raises(AttributeError, match=f"{module.__name__}.*no_such_thing"):
         getattr(module, "no_such_thing")  # noqa: B009
-    assert module.AutoencoderTransformer is AutoencoderTransformer
+    made = getattr(module, name)
+    assert made is getattr(module, name) and (made.__name__, made.__module__) == (name, module.__name__)
+    assert made.__doc__ and pickle.loads(pickle.dumps(made())).get_params() == made().get_params()
 
 
 def test_cross_entropy_is_the_librarys():
