@@ -6,7 +6,7 @@
 __all__ = ['match', 'scores', 'kmeans', 'mixture', 'CentredAutoencoder', 'fit_clusters', 'student', 'target', 'DEC',
            'gaussian_kl', 'gmvae_mlp', 'GMVAE']
 
-# %% ../nbs/51_clustering.ipynb #ca631532
+# %% ../nbs/51_clustering.ipynb #f0a042f0
 import math
 from collections.abc import Callable, Sequence
 
@@ -18,7 +18,7 @@ from .autoencoder import Autoencoder, mlp, register
 from .base import BadArgument, check_number, check_size
 from .classification import codes
 from .data import Images
-from .metrics import in_double, squared_distances
+from .metrics import as_matrix, squared_distances
 from .training import History, fit
 from .variational import Posterior
 
@@ -57,14 +57,13 @@ def scores(y: Tensor, found: Tensor) -> dict[str, float]:
     return {"acc": right.double().mean().item(), "nmi": float(normalized_mutual_info_score(y, found)),
             "ari": float(adjusted_rand_score(y, found))}  # fmt: skip
 
-# %% ../nbs/51_clustering.ipynb #aa21404b
+# %% ../nbs/51_clustering.ipynb #d8c2a287
 def _enough(z: Tensor, clusters: int) -> Tensor:
     "`z` (N, k) in double precision on the CPU; BadArgument for fewer points than clusters, or points that are not finite numbers."
-    if z.ndim != 2 or not z.is_floating_point() or not z.isfinite().all():
-        raise BadArgument(f"z: got {z.dtype} {tuple(z.shape)}, expected finite floats (N, k), a point a row")
+    z = as_matrix(z).cpu()
     if check_size("clusters", clusters) > len(z):
         raise BadArgument(f"clusters: got {clusters} for {len(z)} points, expected at most as many; lower it, or take more points")
-    return in_double(z).cpu()
+    return z
 
 
 def kmeans(z: Tensor, clusters: int, seed: int = 0, restarts: int = 20) -> tuple[Tensor, Tensor]:

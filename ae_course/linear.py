@@ -6,7 +6,7 @@
 __all__ = ['PCA', 'linear_mse', 'best_decoder', 'best_encoder', 'challengers', 'principal_angles', 'TiedDecoder', 'linear',
            'LinearAutoencoder', 'recovered_components', 'component_angles']
 
-# %% ../nbs/10_linear.ipynb #d349bbf0
+# %% ../nbs/10_linear.ipynb #5bfff092
 import math
 
 import torch
@@ -15,24 +15,14 @@ from torch import Tensor, nn
 from .autoencoder import Autoencoder, register
 from .base import BadArgument, check_number, check_size
 from .data import DataError
+from .metrics import as_matrix
 
-# %% ../nbs/10_linear.ipynb #750ac41d
-def _matrix(x: Tensor, d: int | None = None) -> Tensor:
-    "`x` in float64; ValueError unless it is (N, d), of floats, and finite."
-    if not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point() or d not in (None, x.shape[1]):
-        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x: got {got}, expected floats (N, {d or 'd'}), a row an image; for images (N, C, H, W) take x.flatten(1)")
-    bad = (~x.isfinite()).any(1).nonzero()
-    if len(bad):
-        raise ValueError(f"x: {len(bad)} of {len(x)} rows hold NaN or infinite values, the first at index {int(bad[0])}; repair them")
-    return x.detach().double()
-
-
+# %% ../nbs/10_linear.ipynb #b2cd242f
 def _upright(vectors: Tensor) -> Tensor:
     "Rows of `vectors` (k, d), each with the sign that makes its entry of largest absolute value positive."
     return vectors * vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()
 
-# %% ../nbs/10_linear.ipynb #ef5e2ddb
+# %% ../nbs/10_linear.ipynb #0e792dd7
 class PCA:
     """Principal component analysis of rows `x` (N, d) by the SVD of the centred data (10.2), in float64; `transform` and its inverse
     keep the dtype they are given. After `fit`: `mean` (d,), `components` (k, d) orthonormal rows, `explained_variance` (k,), descending,
@@ -44,7 +34,7 @@ class PCA:
 
     def fit(self, x: Tensor) -> "PCA":
         "Mean and components of `x` (N, d), N at least 2; returns itself."
-        x = _matrix(x)
+        x = as_matrix(x, "x", empty=True)
         if len(x) < 2:
             raise DataError(f"x: got {len(x)} rows, expected at least 2; one image has no variance")
         if self.n_components > min(x.shape):
@@ -66,11 +56,11 @@ class PCA:
 
     def transform(self, x: Tensor) -> Tensor:
         "Codes (N, k) of `x` (N, d)."
-        return ((_matrix(x, len(self.mean)) - self.mean) @ self.components.T).to(x.dtype)
+        return ((as_matrix(x, "x", len(self.mean), empty=True) - self.mean) @ self.components.T).to(x.dtype)
 
     def inverse_transform(self, z: Tensor) -> Tensor:
         "Reconstructions (N, d) of codes `z` (N, k)."
-        return (_matrix(z, self.n_components) @ self.components + self.mean).to(z.dtype)
+        return (as_matrix(z, "z", self.n_components, empty=True) @ self.components + self.mean).to(z.dtype)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         "`x` (N, d), encoded and decoded again."
@@ -190,16 +180,16 @@ class LinearAutoencoder(Autoencoder):
             terms["weight_decay"] = self.l2 * (self.encoder[-1].weight.square().sum() + self.decoder[0].weight.square().sum())
         return terms
 
-# %% ../nbs/10_linear.ipynb #9f56ba17
+# %% ../nbs/10_linear.ipynb #19c003ca
 def recovered_components(decoder: Tensor, z: Tensor | None = None) -> Tensor:
     """Estimated principal components (k, d), orthonormal rows in falling order, from a trained decoder's matrix (d, k).
 
     Without codes: its left singular vectors (Plaut, 2018), which are components only if the training had an L2 penalty (10.14). With the
     codes `z` (N, k) of centred images: the singular vectors of the reconstructions (10.12), right for every optimum.
     """
-    decoder = _matrix(decoder)
+    decoder = as_matrix(decoder, "decoder")
     if z is not None:
-        decoder = decoder @ torch.linalg.qr(_matrix(z, decoder.shape[1])).R.T
+        decoder = decoder @ torch.linalg.qr(as_matrix(z, "z", decoder.shape[1])).R.T
     return _upright(torch.linalg.svd(decoder, full_matrices=False).U.T)
 
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['UndefinedMetric', 'in_double', 'per_image_mse', 'psnr', 'gaussian_windows', 'ssim', 'r2', 'Spectrum',
-           'radial_spectrum', 'spectrum_distance', 'hoyer', 'inactive_share', 'dead_share', 'correlation',
+           'radial_spectrum', 'spectrum_distance', 'as_matrix', 'hoyer', 'inactive_share', 'dead_share', 'correlation',
            'mean_correlation', 'squared_distances', 'probe_accuracy', 'Interval', 'bootstrap_interval', 'mean_interval',
            'paired_difference']
 
-# %% ../nbs/05_metrics.ipynb #7b4854fb
+# %% ../nbs/05_metrics.ipynb #57423c0a
 import math
 import warnings
 from collections.abc import Callable
@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from .base import BadArgument
 
 # %% ../nbs/05_metrics.ipynb #41bfed86
 class UndefinedMetric(UserWarning):
@@ -136,13 +138,21 @@ def spectrum_distance(a: Tensor, b: Tensor) -> float:
     powers = [of.mean(0)[whole].clamp(min=1e-20) for of in (of_a, of_b)]
     return (10 * (powers[0] / powers[1]).log10()).square().mean().sqrt().item()
 
-# %% ../nbs/05_metrics.ipynb #eb8b2b25
-def _codes(z: Tensor) -> Tensor:
-    "`z` as float64 (N, k); ValueError otherwise."
-    z = _double(z, "z")
-    if z.ndim != 2:
-        raise ValueError(f"z: got shape {tuple(z.shape)}, expected (N, k); flatten feature maps first, z.flatten(1)")
-    return z
+# %% ../nbs/05_metrics.ipynb #429f0548
+def as_matrix(z: Tensor, name: str = "z", width: int | None = None, empty: bool = False) -> Tensor:
+    """`z` as float64 (N, width), a row a sample, without its graph; BadArgument unless it is a matrix of finite floats.
+
+    width: None takes any. empty: whether it may have no element.
+    """
+    if not isinstance(z, Tensor) or z.ndim != 2 or not z.is_floating_point() or not (z.numel() or empty) or width not in (None, z.shape[1]):
+        got = f"{z.dtype} {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+        raise BadArgument(f"{name}: got {got}, expected a float tensor (N, {width or 'k'}), a row a sample; "
+                          f"of images and feature maps take {name}.flatten(1)")  # fmt: skip
+    bad = (~z.isfinite()).any(1).nonzero()
+    if len(bad):
+        raise BadArgument(f"{name}: {len(bad)} of {len(z)} rows hold NaN or infinite values, the first at index {int(bad[0])}; "
+                          "repair them, or leave them out")  # fmt: skip
+    return in_double(z)
 
 
 def hoyer(z: Tensor) -> Tensor:
@@ -150,7 +160,7 @@ def hoyer(z: Tensor) -> Tensor:
 
     nan with a warning for a code of zeros and for k = 1.
     """
-    z = _codes(z)
+    z = as_matrix(z)
     k = z.shape[1]
     largest = z.abs().amax(1, keepdim=True)
     if k == 1 or (largest == 0).any():
@@ -163,19 +173,19 @@ def hoyer(z: Tensor) -> Tensor:
 
 def inactive_share(z: Tensor, threshold: float = 0.01) -> Tensor:
     "Share of the units that are off in each code (5.6), (N, k) -> (N,); `threshold` relative to the root mean square of all of `z`."
-    z = _codes(z)
+    z = as_matrix(z)
     return (z.abs() <= threshold * z.square().mean().sqrt()).double().mean(1)
 
 
 def dead_share(z: Tensor, threshold: float = 0.01) -> float:
     "Share of the units that are off (5.6) in *every* code of `z` (N, k)."
-    z = _codes(z)
+    z = as_matrix(z)
     return (z.abs() <= threshold * z.square().mean().sqrt()).all(0).double().mean().item()
 
-# %% ../nbs/05_metrics.ipynb #20d831e8
+# %% ../nbs/05_metrics.ipynb #23c85ab8
 def _standardized(z: Tensor) -> tuple[Tensor, int]:
     "Units of `z` (N, k) with mean 0 and norm 1 over the images, nan where a unit is constant, and how many are."
-    z = _codes(z)
+    z = as_matrix(z)
     centred = z - z.mean(0)
     norms = centred.norm(dim=0)
     constant = norms <= 1e-12 * z.norm(dim=0)  # rounding of the mean, not movement
@@ -213,7 +223,7 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
 
-# %% ../nbs/05_metrics.ipynb #e5308aa5
+# %% ../nbs/05_metrics.ipynb #81a7dc90
 def probe_accuracy(z: Tensor, y: Tensor | None, z_test: Tensor, y_test: Tensor | None, C: float = 1.0) -> float:
     """Share of test codes whose label a logistic regression on the training codes gets right (5.8).
 
@@ -228,7 +238,7 @@ def probe_accuracy(z: Tensor, y: Tensor | None, z_test: Tensor, y_test: Tensor |
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    pairs = [(_codes(z), torch.as_tensor(y)), (_codes(z_test), torch.as_tensor(y_test))]
+    pairs = [(as_matrix(z), torch.as_tensor(y)), (as_matrix(z_test), torch.as_tensor(y_test))]
     for codes, labels in pairs:
         if labels.shape != (len(codes),):
             raise ValueError(f"y: got shape {tuple(labels.shape)} for {len(codes)} codes, expected one label a code")

@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'Density', 'Clusters', 'clusters', 'em', 'Degenerate', 'fit_latent', 'held_out', 'principal_steps',
            'interpolation']
 
-# %% ../nbs/41_sampling.ipynb #ebb57247
+# %% ../nbs/41_sampling.ipynb #9cbe8ec7
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from .base import BadArgument, check_choice, check_number, check_size
 from .linear import PCA
-from .metrics import in_double, squared_distances
+from .metrics import as_matrix, squared_distances
 
-# %% ../nbs/41_sampling.ipynb #bde7122b
+# %% ../nbs/41_sampling.ipynb #2be1ecbd
 def _root(covariance: Tensor, what: str) -> Tensor:
     "Lower Cholesky factor of `covariance` (k, k); BadArgument, beginning with `what`, where it is singular in float64."
     root, failed = torch.linalg.cholesky_ex(covariance)
@@ -54,7 +54,7 @@ class Density:
 
     def joint(self, z: Tensor) -> Tensor:
         "log(weight * density) of codes `z` (N, k) in each component, (N, K), float64."
-        z = _codes(z, self.means.shape[1]).to(self.means.device)
+        z = as_matrix(z, "z", self.means.shape[1]).to(self.means.device)
         logs = []
         for weight, mean, root in zip(self.weights, self.means, self.roots):
             u = torch.linalg.solve_triangular(root, (z - mean).T, upper=False)  # (k, N)
@@ -75,17 +75,7 @@ class Density:
             z[own] = mean + z[own] @ root.T
         return z.to(self.dtype)
 
-
-def _codes(z: Tensor, k: int | None = None) -> Tensor:
-    "`z` in float64 without its graph; BadArgument unless it is (N, k), of floats, finite."
-    if not isinstance(z, Tensor) or z.ndim != 2 or not z.is_floating_point() or not z.numel() or k not in (None, z.shape[1]):
-        got = f"{z.dtype} {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
-        raise BadArgument(f"z: got {got}, expected a float tensor (N, {k or 'k'}), a code a row; of feature maps take z.flatten(1)")
-    if not (finite := z.isfinite().all(1)).all():
-        raise BadArgument(f"z: {int((~finite).sum())} of {len(z)} codes hold NaN or infinite values, expected finite ones")
-    return in_double(z)
-
-# %% ../nbs/41_sampling.ipynb #dda6725b
+# %% ../nbs/41_sampling.ipynb #32f70767
 class Clusters(NamedTuple):
     "A start for EM: the cluster of each code, (N,), and how many clusters there are."
 
@@ -98,7 +88,7 @@ def clusters(z: Tensor, count: int, seed: int = 0, most: int = 20_000) -> Cluste
     import numpy as np
     from sklearn.cluster import KMeans
 
-    z = _codes(z)
+    z = as_matrix(z)
     some = z.cpu().numpy()
     if len(z) > most:
         some = some[np.random.RandomState(seed).permutation(len(z))[:most]]
@@ -124,7 +114,7 @@ def em(z: Tensor, start: Clusters, ridge: float = 1e-6, tol: float = 1e-3, steps
     It ends when the mean log-likelihood changes by less than `tol` nats, or after `steps`, with a warning. Memory: about four times `z` in
     float64. Held against scikit-learn on the CPU; not timed on a GPU.
     """
-    codes = _codes(z)
+    codes = as_matrix(z)
     found = Density(*_maximise(codes, torch.nn.functional.one_hot(start.labels, start.count).double(), ridge), z.dtype)
     history = []
     for _ in range(check_size("steps", steps)):
@@ -137,7 +127,7 @@ def em(z: Tensor, start: Clusters, ridge: float = 1e-6, tol: float = 1e-3, steps
     warnings.warn(f"em: not converged after {steps} steps; raise steps or tol", stacklevel=2)
     return found
 
-# %% ../nbs/41_sampling.ipynb #9c19d894
+# %% ../nbs/41_sampling.ipynb #ae95a688
 class Degenerate(UserWarning):
     "A covariance that only its ridge keeps from being singular."
 
@@ -158,7 +148,7 @@ def fit_latent(
     """
     check_choice("kind", kind, KINDS), check_choice("route", route, ("auto", "sklearn", "em"))
     ridge = check_number("ridge", (1e-6 if kind == "gmm" else 0.0) if ridge is None else ridge)
-    codes = _codes(z)
+    codes = as_matrix(z)
     n, k = codes.shape
     if kind == "normal":
         return _placed(z, torch.ones(1), torch.zeros(1, k), torch.eye(k)[None])
@@ -186,7 +176,7 @@ def fit_latent(
 
 def _placed(z: Tensor, *parameters: Tensor) -> Density:
     "A Density with these weights, means and covariances where the codes `z` are; its samples have their type."
-    return Density(*(p.to(_codes(z[:1])) for p in parameters), z.dtype)
+    return Density(*(p.to(as_matrix(z[:1])) for p in parameters), z.dtype)
 
 
 def _by_sklearn(codes: Tensor, components: int, seed: int, ridge: float, z: Tensor) -> Density:
@@ -198,19 +188,19 @@ def _by_sklearn(codes: Tensor, components: int, seed: int, ridge: float, z: Tens
         raise BadArgument(f"gmm: a component's covariance is singular ({str(error).split('.')[0]}); raise ridge, now {ridge:g}") from None
     return _placed(z, *(torch.from_numpy(p) for p in (found.weights_, found.means_, found.covariances_)))
 
-# %% ../nbs/41_sampling.ipynb #3d9215a4
+# %% ../nbs/41_sampling.ipynb #679776dd
 def held_out(z: Tensor, z_test: Tensor, components: int = 10, seed: int = 0, ridge: float = 0.0) -> dict[str, float]:
     """Mean log-likelihood of the codes `z_test` (M, k), in nats a unit of the code, under each density fitted to `z` (N, k); and "gain",
     what the mixture has over one Gaussian (41.7). `ridge`: of "mvg"; the mixture has 1e-6 at least."""
-    z_test = _codes(z_test, _codes(z).shape[1])
+    z_test = as_matrix(z_test, "z_test", as_matrix(z).shape[1])
     options = {"mvg": {"ridge": ridge}, "gmm": {"components": components, "seed": seed, "ridge": max(ridge, 1e-6)}, "normal": {}}
     nats = {kind: (fit_latent(z, kind, **options[kind]).log_prob(z_test).mean() / z_test.shape[1]).item() for kind in KINDS}
     return {**nats, "gain": nats["gmm"] - nats["mvg"]}
 
-# %% ../nbs/41_sampling.ipynb #e2e8391e
+# %% ../nbs/41_sampling.ipynb #db290af8
 def principal_steps(z: Tensor, count: int) -> Tensor:
     "The first `count` principal directions of codes `z` (N, k), each as long as the standard deviation along it; (count, k), of z's type."
-    pca = PCA(count).fit(_codes(z).cpu())
+    pca = PCA(count).fit(as_matrix(z).cpu())
     return (pca.components * pca.explained_variance.sqrt()[:, None]).to(z)
 
 

@@ -135,7 +135,7 @@ def test_data_of_another_form_are_refused():
     spoiled[3, 1], spoiled[5, 0] = math.nan, math.inf
     with pytest.raises(ValueError, match="2 of 6 rows.*first at index 3"):
         PCA(2).fit(spoiled)
-    with pytest.raises(ValueError, match=r"\(2, 3\), expected floats \(N, 4\)"):
+    with pytest.raises(ValueError, match=r"\(2, 3\), expected a float tensor \(N, 4\)"):
         PCA(2).fit(torch.rand(6, 4)).transform(torch.rand(2, 3))
 
 

@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 
 from ae_course import metrics as m
+from ae_course.base import BadArgument
 
 
 @pytest.fixture
@@ -67,6 +68,29 @@ def test_what_cannot_be_compared_is_refused(pair, function, spoil, message):
     x_hat, x = pair
     with pytest.raises(ValueError, match=message):
         function(spoil(x_hat), x)
+
+
+# matrices
+
+
+@pytest.mark.parametrize(("z", "options", "message"), [
+    ([[1.0]], {}, "z: got list"),
+    (torch.ones(2, 3, 4), {"name": "x"}, r"x: got torch.float32 \(2, 3, 4\), expected a float tensor \(N, k\).*x\.flatten\(1\)"),
+    (torch.ones(2, 3).long(), {}, "torch.int64"),
+    (torch.ones(2, 3), {"width": 4}, r"\(2, 3\), expected a float tensor \(N, 4\)"),
+    (torch.ones(0, 3), {}, r"\(0, 3\)"),
+    (torch.tensor([[1.0, 2], [3, math.nan], [math.inf, 0]]), {}, "2 of 3 rows hold NaN or infinite values, the first at index 1"),
+])  # fmt: skip
+def test_what_is_no_matrix_of_finite_floats_is_named(z, options, message):
+    with pytest.raises(BadArgument, match=message):
+        m.as_matrix(z, **options)
+
+
+def test_a_matrix_comes_in_double_without_its_graph():
+    z = torch.ones(2, 3, requires_grad=True)
+    found = m.as_matrix(z, width=3)
+    assert found.dtype == torch.float64 and not found.requires_grad
+    assert m.as_matrix(torch.ones(0, 3), empty=True).shape == (0, 3)
 
 
 # distances

@@ -168,7 +168,7 @@ def test_held_out_gain_vanishes_for_gaussian_codes_and_does_not_see_the_scale():
         (normal(7, 2), {"route": "fast"}, "route"),
         (normal(7, 2, 2), {}, r"z: got torch.float64 \(7, 2, 2\), expected a float tensor \(N, k\).*flatten"),
         (torch.ones(7, 2).long(), {}, "torch.int64"),
-        (torch.tensor([[0.0, math.nan], [1.0, 2.0]]), {}, "1 of 2 codes hold NaN"),
+        (torch.tensor([[0.0, math.nan], [1.0, 2.0]]), {}, "1 of 2 rows hold NaN"),
         ([[1.0]], {}, "list"),
     ],
 )
