@@ -72,6 +72,7 @@ run = start("perceptual", globals())
 
 # %%
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -130,9 +131,10 @@ judges = {}
 for role, kind in (("judge", judge), ("second", second)):
     if kind != "none":
         scorer = cnn_scorer(**of_judge) if kind == "cnn" else efficientnet_scorer(judge_size, place)
-        found = validate(scorer, test)
+        asked = partial(scorer, batch_size=50)  # on a CPU the memory of larger batches costs more time than their arithmetic
+        found = validate(asked, test)
         print(role, scorer, found, sep="\n")
-        judges[role] = scorer if found.valid else None
+        judges[role] = asked if found.valid else None
 if "judge" in judges and judges["judge"] is None:
     print("the judge puts a bad set before a good one: no distances are recorded. Take another, or more test images")
 train, test, fixed.strides
