@@ -56,7 +56,7 @@ def identity(channels=1):
 
 @pytest.mark.parametrize("weights", [None, [0.5, 2.0], [0.0, 3.0]])
 def test_the_loss_is_the_published_equation_term_by_term(weights):
-    "Hou et al. (2017), Equation 2, with loops, on the layers computed by hand."
+    "The feature loss of Hou et al. (2017) with loops, on layers computed by hand."
     network = small(2, ["conv1_1", "relu2_1"])
     loss, x, x_hat = FeatureLoss(network, weights).double(), uniform(3, 2, 9, 10), uniform(3, 2, 9, 10, seed=1)
     inner = network.network
