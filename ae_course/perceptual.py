@@ -189,29 +189,24 @@ def untrained(features: FeatureNetwork, seed: int = 0) -> FeatureNetwork:
                 module.reset_parameters()
     return other
 
-# %% ../nbs/61_perceptual.ipynb #4c255080
-def vgg_features(
-    layers: Sequence[str] = ("relu1_1", "relu2_1", "relu3_1"), weights: str | Path | None = None, size: int | None = None,
-) -> FeatureNetwork:  # fmt: skip
-    """Layers of VGG-19, trained on ImageNet, the default ones those of Hou et al. `weights`: torchvision's file; None lets torchvision
-    fetch it, 548 MB, once. DataError, with what to do, where it cannot be fetched or is another file."""
+# %% ../nbs/61_perceptual.ipynb #97e61500
+def vgg_features(layers: Sequence[str] = ("relu1_1", "relu2_1", "relu3_1"), size: int | None = None) -> FeatureNetwork:
+    """Layers of VGG-19, trained on ImageNet, the default ones those of Hou et al. Torchvision fetches the weights, 548 MB, once, or finds
+    them where it keeps such files. DataError, with what to do, where they cannot be fetched, or the file is another one."""
     from torchvision.models import VGG19_Weights, vgg
 
     known = VGG19_Weights.IMAGENET1K_V1
-    mend = (f"fetch {known.url} elsewhere and give its path, vgg_features(weights=...); "
+    mend = (f"fetch {known.url} elsewhere and put it into {Path(torch.hub.get_dir()) / 'checkpoints'}; "
             "or take efficientnet_features, or label_features, which need no download")  # fmt: skip
     try:
-        if weights is None:
-            found = known.get_state_dict(progress=False, check_hash=True)
-        else:
-            found = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # no file, no network, no room, no archive, or a pickle that would run code
+        found = known.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # no network, no room, a part of a file, or a pickle that would run code
         raise DataError(f"VGG-19: no weights ({type(error).__name__}: {str(error).splitlines()[0]}); {mend}") from None
     network = vgg.make_layers(vgg.cfgs["E"])
     try:
         network.load_state_dict({name.removeprefix("features."): t for name, t in found.items() if name.startswith("features.")})
     except (AttributeError, RuntimeError, TypeError) as error:
-        raise DataError(f"VGG-19: {weights} holds other weights ({str(error).splitlines()[0]}); {mend}") from None
+        raise DataError(f"VGG-19: the file holds other weights ({str(error).splitlines()[0]}); remove it, and {mend}") from None
     return FeatureNetwork(spelled(network), layers, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), size)
 
 # %% ../nbs/61_perceptual.ipynb #91211d3e

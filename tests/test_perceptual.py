@@ -1,12 +1,15 @@
 "Feature losses: the formula, its gradient and limits, the fixed network, weights, training, what is not seen, codes, bad input."
 
 import math
+import os
 import pickle
+from urllib.error import URLError
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from torchvision.models import vgg
 
 from ae_course.autoencoder import load_model, save_model
 from ae_course.base import BadArgument
@@ -436,38 +439,47 @@ def test_efficientnet_trains_a_vae_with_and_without_replay():
     assert ends[0][1] < ends[0][0]
 
 
-def test_vgg_without_a_network_says_how_to_mend_it(monkeypatch):
-    from urllib.error import URLError
-
+def test_vgg_without_a_network_says_how_to_mend_it(monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise URLError("no network")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
-    with pytest.raises(DataError, match=r"VGG-19: no weights \(URLError.*fetch https.*vgg19.*weights=.*efficientnet_features"):
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    with pytest.raises(DataError, match=r"no weights \(URLError.*fetch https.*vgg19.*put it into .*checkpoints.*efficientnet_features"):
         vgg_features()
 
 
-def test_vgg_from_a_file_and_from_files_that_are_none(tmp_path, monkeypatch):
-    from torchvision.models import vgg
-
+def test_vgg_from_its_file_and_from_files_that_are_none(tmp_path, monkeypatch):
     monkeypatch.setitem(vgg.cfgs, "E", [4, 4, "M", 6, 6, "M", 8, "M"])  # a small network of the same make
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     with seeded(0):
         small_vgg = vgg.make_layers(vgg.cfgs["E"])
     whole = {f"features.{name}": t for name, t in small_vgg.state_dict().items()} | {"classifier.0.weight": torch.zeros(2, 2)}
-    torch.save(whole, tmp_path / "vgg.pth")
-    network, x = vgg_features(weights=tmp_path / "vgg.pth"), uniform(2, 1, 12, 12).float()
+    path = tmp_path / "checkpoints" / "vgg19-dcbb9e9d.pth"
+    path.parent.mkdir()
+    torch.save(whole, path)
+    network, x = vgg_features(), uniform(2, 1, 12, 12).float()
     assert network.strides == {"relu1_1": 1, "relu2_1": 2, "relu3_1": 4}
     normal = (x.expand(-1, 3, -1, -1) - network.mean) / network.std
     assert_close(network(x)["relu3_1"], small_vgg[:12](normal.clone()))
     with pytest.raises(BadArgument, match="'relu4_1' not there"):
-        vgg_features(["relu4_1"], tmp_path / "vgg.pth")
-    (tmp_path / "short.pth").write_bytes((tmp_path / "vgg.pth").read_bytes()[:300])
-    (tmp_path / "evil.pth").write_bytes(pickle.dumps(print, protocol=2))
-    torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "other.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    for name in ("none", "short", "evil", "other", "list"):
-        with pytest.raises(DataError, match="VGG-19.*vgg_features"):
-            vgg_features(weights=tmp_path / f"{name}.pth")
+        vgg_features(["relu4_1"])
+    start, others = path.read_bytes()[:300], [{"features.0.weight": torch.zeros(3)}, [1, 2]]
+    for content in (start, pickle.dumps(Runs(str(tmp_path / "ran")), protocol=2), *others):
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+        with pytest.raises(DataError, match="VGG-19: .*label_features"):
+            vgg_features()
+    assert not (tmp_path / "ran").exists()
+
+
+class Runs:
+    "What a pickle may hold: a call."
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
 
 
 def test_label_features_need_labels():

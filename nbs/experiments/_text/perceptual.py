@@ -45,7 +45,6 @@ kernel: int = 4  # at least 2: pixels of the autoencoder's kernels
 network: str = "labels"  # one of labels, efficientnet, vgg: whose features are the loss
 layers: list[str] = ["relu1_1", "relu2_1"]  # its layers
 network_size: int = 64  # at least 32: pixels of a side that efficientnet and vgg are shown
-vgg_weights: str | None = None  # file with the weights of VGG-19; none lets torchvision fetch it
 judge: str = "cnn"  # one of cnn, efficientnet: whose features decide
 second: str = "none"  # one of none, cnn, efficientnet: a second opinion
 judge_size: int = 64  # at least 32: pixels of a side that an efficientnet that judges is shown
@@ -125,7 +124,7 @@ if network == "labels":
 elif network == "efficientnet":
     fixed, own = efficientnet_features(layers, network_size, place), efficientnet_scorer(network_size, place)
 else:
-    fixed = vgg_features(layers, vgg_weights, network_size).to(place)
+    fixed = vgg_features(layers, network_size).to(place)
 features = {"trained": FeatureLoss(fixed.to(place)), "untrained": FeatureLoss(untrained(fixed, seed).to(place))}
 judges = {}
 for role, kind in (("judge", judge), ("second", second)):
