@@ -319,7 +319,7 @@ def read_code(data: bytes, model: Compressive) -> tuple[Tensor, int, int]:
     end = HEADER.size + 4 * count
     return decode_symbols(data[HEADER.size : end], data[end:-4], shape, model.low, model.frequency), height, width
 
-# %% ../nbs/55_compression.ipynb #96a990a5
+# %% ../nbs/55_compression.ipynb #d6cf8810
 @register
 def blocks(shape: Sequence[int] = (3, 8, 8), components: int | None = None) -> tuple[nn.Module, nn.Module]:
     "A linear map of each block of `shape` (C, s, s) to `components` numbers (None: as many as values), and its transpose back."
@@ -333,13 +333,18 @@ def blocks(shape: Sequence[int] = (3, 8, 8), components: int | None = None) -> t
 
 
 def principal_blocks(images, side: int = 8, components: int | None = None, count: int = 20_000, seed: int = 0):
-    "`blocks` with the principal components of up to `count` blocks of `images`, drawn by `seed`; orthonormal, so a step is an error."
+    """`blocks` with the principal components of up to `count` blocks of `images`, drawn by `seed`; orthonormal, so a step is an error.
+
+    Fewer components than values are principal directions about the one colour that the decoder adds, not about the mean block.
+    """
     x = _bytes(images)
     rows = tiles(x, side).flatten(1)
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]].double() / 255
     encoder, decoder = blocks((x.shape[1], side, side), components)
-    pca, colour = PCA(encoder[0].out_channels).fit(rows), rows.view(len(rows), x.shape[1], -1).mean((0, 2))
+    colour, k = rows.view(len(rows), x.shape[1], -1).mean((0, 2)), encoder[0].out_channels
     flat = colour.repeat_interleave(side * side)  # one colour in place of the mean block: a transposed convolution has no more biases
+    off = rows - flat  # in both signs its mean is 0: the components are then those of the second moment about the one colour
+    pca = PCA(k).fit(rows if k == rows.shape[1] else torch.cat([off, -off]))
     with torch.no_grad():
         for layer in (encoder[0], decoder[0]):
             layer.weight.copy_(pca.components.view(layer.weight.shape))
@@ -398,7 +403,7 @@ def _saved(picture, kind: str, **options) -> bytes:
     picture.save(file, kind, **options)
     return file.getvalue()
 
-# %% ../nbs/55_compression.ipynb #5a75c559
+# %% ../nbs/55_compression.ipynb #594ef9a5
 class Point(NamedTuple):
     "One point of a curve: bits per pixel of whole files, PSNR in decibels and MS-SSIM, both averaged over images."
 
@@ -434,7 +439,7 @@ def contrast_structure(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 def ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
-    """MS-SSIM (55.7) of each image (N, C, H, W), values in [0, 1], at as many scales as fit (`scales_of`); (N,), float64.
+    """MS-SSIM (55.8) of each image (N, C, H, W), values in [0, 1], at as many scales as fit (`scales_of`); (N,), float64.
 
     Each channel on its own, then their mean at every scale; a negative mean counts as 0. BadArgument below 11 pixels.
     """
@@ -450,7 +455,7 @@ def ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 def bd_psnr(curve: Iterable, other: Iterable) -> float:
-    """Bjøntegaard's mean difference in decibels (55.8) of `curve` above `other`, each points (bpp, psnr, ...), at least two rates.
+    """Bjøntegaard's mean difference in decibels (55.9) of `curve` above `other`, each points (bpp, psnr, ...), at least two rates.
 
     nan with a warning where the curves have no rates in common. BadArgument for rates that are not above 0, and values not finite.
     """
@@ -479,9 +484,9 @@ def common_range(curve: Iterable, other: Iterable) -> tuple[float, float]:
     rates = [[bpp for bpp, *_ in points] for points in (curve, other)]
     return max(map(min, rates)), min(map(max, rates))
 
-# %% ../nbs/55_compression.ipynb #b07bd01d
+# %% ../nbs/55_compression.ipynb #286a6f63
 def matched_step(lam: float, colours: int = 3) -> float:
-    "The step (55.9) that suits the weight `lam` for orthonormal transforms of images with so many colours."
+    "The step (55.10) that suits the weight `lam` for orthonormal transforms of images with so many colours."
     if not lam > 0:
         raise BadArgument(f"lam: got {lam!r}, expected a number above 0")
     return math.sqrt(6 * colours / (lam * 255**2 * math.log(2)))

@@ -69,6 +69,11 @@ def pictures(n=6, c=3, height=32, width=32, seed=0):
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+def ramp(side):
+    "Bytes (1, side, side) that rise from left to right: added to every picture, they make a mean that is not flat."
+    return torch.linspace(0, 120, side).to(torch.uint8).expand(1, side, side)
+
+
 @pytest.fixture(scope="module")
 def codec():
     "A small trained codec for digits."
@@ -364,6 +369,28 @@ def test_principal_blocks_are_orthonormal_principal_components():
         assert_close(decoder(encoder(x)), x, atol=1e-4, rtol=0)  # complete: nothing is lost
     rows = tiles(images.x, 8).flatten(1).double() / 255
     assert_close(weight[:5].double().abs(), PCA(5).fit(rows).components.abs(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("k", [1, 7, 40])
+@pytest.mark.parametrize(("images", "side"), [(digits(200), 28), (Images(pictures(100, height=16, width=16) // 2 + ramp(16)), 16)])
+def test_fewer_components_than_values_hold_the_mean_block_too(images, side, k):
+    "The decoder adds one colour, not the mean: the error is the rest of the second moment about that colour, and lies between two PCAs."
+    encoder, decoder = (network.double() for network in principal_blocks(images, side, k))
+    x = images.pixels().double()
+    rows = x.flatten(1)
+    flat = x.mean((0, 2, 3)).repeat_interleave(side * side)
+    with torch.no_grad():
+        error = (decoder(encoder(x)) - x).square().mean()
+    spread = torch.linalg.eigvalsh((rows - flat).T @ (rows - flat) / len(rows)).flip(0)
+    assert_close(error, spread[k:].sum() / rows.shape[1], rtol=1e-5, atol=1e-9)
+
+    def about_the_mean(n):
+        return (PCA(n).fit(rows).reconstruct(rows) - rows).square().mean() if n else rows.var(0, correction=0).mean()
+
+    pca = PCA(k).fit(rows)
+    lost = (pca.mean - flat) - (pca.mean - flat) @ pca.components.T @ pca.components  # what one colour costs if the directions stay PCA's
+    assert lost.square().mean() > 1e-3  # these means are not flat
+    assert about_the_mean(k) <= error <= min(about_the_mean(k - 1), about_the_mean(k) + lost.square().mean())
 
 
 def test_tiles_are_parts_of_their_images():

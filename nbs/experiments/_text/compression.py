@@ -15,20 +15,20 @@
 # %% [markdown]
 # # Compression
 #
-# > Whole files of an autoencoder, PCA, JPEG and WebP, on images that no codec had touched before
+# > Whole files of an autoencoder, PCA, JPEG and WebP, on images that are stored without loss
 
 # %% [markdown]
 # Tests a line of the LMU slides (*Deep Learning*, chapter 8, *Real-world applications*, on Theis et al., 2017): autoencoders compress images. Lesson [55](../55_compression.ipynb) explains the parts: a code is quantised with a step, entropy-coded by a range coder with a learned factorised density, and written into a file with header and checksum. One file an image. The autoencoder is trained once for each weight `lams` of the error, on tiles of the training images;
 # its network starts as PCA on blocks, and the step fits the weight. Every file is decoded again, and the integers in it are compared with those that were written.
 #
-# Beside it, on the same test images: PCA on blocks of `pca_side` pixels with the same quantiser, coder and file format, its frequencies counted on the training images; JPEG and WebP from Pillow, as whole files; and JPEG in the abbreviated format, whose tables are kept at the decoder as the autoencoder keeps its weights. Sets that are known to have been JPEG are refused.
+# Beside it, on the same test images: PCA on blocks of `pca_side` pixels with the same quantiser, coder and file format, its frequencies counted on the training images; JPEG and WebP from Pillow, as whole files; and JPEG in the abbreviated format, whose tables are kept at the decoder as the autoencoder keeps its weights. Sets that are published as JPEG are refused. STL-10 is not; but its pictures are ImageNet's JPEGs made smaller, which takes out most of JPEG's traces, not surely all.
 #
 # Rows of study `curve` are points: bits per pixel of whole files, PSNR in dB and MS-SSIM averaged over the images (`scales` of its five scales fit). Rows of study `difference` hold `bd_psnr`, the mean difference in dB of the autoencoder's curve above that of `against`, over the logarithm of the rates that both cover, from `low_bpp` to `high_bpp`.
 #
 # Not the networks of Theis et al. (2017), whose training set, size and time are far larger, and who predict scales from the code; so the published curves are no reference for these.
 
 # %% tags=["parameters"]
-dataset: str = "stl10"  # data set, by name; never compressed with loss
+dataset: str = "stl10"  # data set, by name; stored without loss
 limit: int | None = None  # at least 2: use the first so many training images
 test_limit: int | None = 100  # at least 1: use the first so many test images
 tile: int = 32  # at least 8: side of the tiles of training images, in pixels
