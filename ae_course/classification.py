@@ -50,7 +50,7 @@ def codes(model: nn.Module, x: Images | Tensor, batch_size: int = 1000) -> Tenso
     "The codes `model.encode(x)` of all images, flattened, (N, k), without gradients, on the CPU; the model is left in eval mode."
     return forward_all(model, x, batch_size, model.encode).flatten(1).cpu()
 
-# %% ../nbs/50_classification.ipynb #b3c87f33
+# %% ../nbs/50_classification.ipynb #56e086c3
 KINDS = ("logistic", "svm")
 
 
@@ -59,8 +59,8 @@ def best_classifier(z: Tensor, y: Tensor, z_validation: Tensor, y_validation: Te
     """scikit-learn's classifier on features `z` (N, k) with labels `y` (N,), of those over the `grid` of C the best on validation features.
 
     kind: "logistic", a linear one, or "svm" with the Gaussian kernel. C: inverse strength of its penalty, for features divided by one
-    number, their common deviation (scikit-learn's "scale" of the kernel does the same); of equals the smallest. BadArgument for one class
-    only, and for counts that differ.
+    number, their common deviation (scikit-learn's "scale" is alike in that a common factor changes nothing; its variance is about the
+    overall mean); of equals the smallest. BadArgument for one class only, and for counts that differ.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import SVC

@@ -23,7 +23,7 @@
 # *method*, with *classifier* a logistic regression on features, the support vector machine with Gaussian kernel (names that end in `_svm`), or a network:
 #
 # - `pixels`, `pca` (as many components as the code has units), `codes` (an autoencoder trained on all training images without labels), `random_codes` (the same encoder, never trained): penalties from `penalties`;
-# - `supervised`: encoder and linear head from a random start; `fine_tuned`: the same from the autoencoder's encoder; `reconstruction_head`: from the random start with the loss (50.3) on the labelled images; `reconstruction_head_unlabelled`: with the reconstruction of all images as well. Learning rates from `rates`, the reconstruction's weight from `weights`. With all labels there are no
+# - `supervised`: encoder and linear head from a random start; `fine_tuned`: the same from the autoencoder's encoder; `reconstruction_head`: from the random start with the loss (50.3) on the labelled images; `reconstruction_head_unlabelled`: with the reconstruction of all images as well, as the mean over both halves of a batch, which is not (50.3) exactly: a labelled image weighs one plus the number of images over that of labels times as much as another. Learning rates from `rates`, the reconstruction's weight from `weights`. With all labels there are no
 #   unlabelled images, and that row is missing.
 #
 # All networks make the same number of updates, and each update sees `batch_size` labelled images, repeated if need be; `reconstruction_head_unlabelled` sees as many others beside them. *chosen* is the penalty's C, divided by the variance of the features, or the learning rate, *weight* the reconstruction's. All networks of a seed begin from the same random encoder and decoder.
