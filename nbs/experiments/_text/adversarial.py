@@ -25,7 +25,7 @@
 # - `vae`: beta 1, cross-entropy; its samples are means of the pixels, as they are usually shown. `ali`, and `gan`, which is ALI without pairs: the same discriminator but for the code, the same `r1` and rates.
 # - `gan, unrestrained`: without R1 or spectral norm, and with one learning rate. `ali, labels`: ALI that is told the labels, or attributes, in all three networks; its samples are asked for with those of the test images. `train images`: real images, as many.
 #
-# `spectrum_distance` is (5.4a) in dB between `samples` images of codes from the prior and test images. `distance`, `precision` and `recall` are those of lesson 42 in the features that `features` names. `classes_covered` is the effective number of classes (60.8) that the scorer's classifier finds among the samples, `kl` their divergence from uniform in nats.
+# `spectrum_distance` is (5.4a) in dB between `samples` images of codes from the prior and test images. `distance`, `sample_precision` and `sample_recall` are those of lesson 42 in the features that `features` names. `classes_covered` is the effective number of classes (60.8) that the scorer's classifier finds among the samples, `kl` their divergence from uniform in nats.
 # `reconstruction_over_mean` is the mean squared error on test images over that of the mean training image (a GAN has none). `obeyed` is the share of samples that are classified as what was asked for. `stopped_by` says what ended the training: the epochs, the minutes, a discriminator that won outright, or a divergence; the last finite weights are then measured.
 #
 # The last figure is the survey's Figure 6: one code with many labels, or with its combinations of attributes on CelebA.
@@ -129,8 +129,8 @@ for name, stage in run.stages(models, cost=lambda name: 1 if name == "vae" else 
 real, there = test.pixels(), judge(test)
 mean_error = (real - train.pixels().mean(0)).square().mean().item()
 codes = torch.randn(samples, latent_dim, generator=torch.Generator().manual_seed(seed))
-columns = """model spectrum_distance distance precision recall reconstruction_over_mean classes_covered classes_present kl obeyed features
-    parameters discriminator_parameters stopped_by seconds"""
+columns = """model spectrum_distance distance sample_precision sample_recall reconstruction_over_mean classes_covered classes_present kl
+    obeyed features parameters discriminator_parameters stopped_by seconds"""
 blank, rows, pictures, rebuilt = dict.fromkeys(columns.split()), [], {"test images": real}, {"test images": real}
 size_of = lambda *parts: sum(p.numel() for part in parts for p in part.parameters())
 
@@ -139,12 +139,13 @@ def add(name, images, **known):
     "A row: what `images` are like beside the test images, and what is `known`."
     pictures[name], features = images, judge(images)
     row = scores(features, there) | {"spectrum_distance": spectrum_distance(images, real), "features": judge.name}
+    row |= {f"sample_{what}": row[what] for what in ("precision", "recall")}  # the run's `precision` is its arithmetic
     if judge.head is not None:
         found = judge.head(features).argmax(1)
         spread = coverage(found, len(judge.head(features[:1])[0]))
         row |= {"classes_covered": spread.number, "classes_present": spread.present, "kl": spread.kl}
         row |= {"obeyed": (found.cpu() == asked.argmax(1)).double().mean().item()} if "labels" in name else {}
-    rows.append({"seed": seed, "model": name} | blank | {key: row[key] for key in blank if key in row} | known | {"model": name})
+    rows.append({"seed": seed} | blank | {key: row[key] for key in blank if key in row} | known | {"model": name})
 
 
 for name, model in trained.items():
@@ -178,7 +179,7 @@ run.save(curves({name: (some[inside].tolist(), s.power.mean(0)[inside].tolist())
                 x="frequency (cycles a pixel)", y="mean power", title=title,
                 alt="Mean radial power of test images and of images from codes of the prior, a line a model"), "spectra")  # fmt: skip
 measured = {row["model"]: row for row in rows}
-run.save(dots({what: {name: row[what] for name, row in measured.items()} for what in ("precision", "recall")}, title=title,
+run.save(dots({what: {name: row[f"sample_{what}"] for name, row in measured.items()} for what in ("precision", "recall")}, title=title,
               x="share", alt="Precision and recall of each model"), "measures")  # fmt: skip
 if losses:
     traces = {name: [a + b for a, b in zip(h["discriminator/real"], h["discriminator/made"])] for name, h in losses.items()}
