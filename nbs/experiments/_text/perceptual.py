@@ -27,7 +27,7 @@
 # - `train images`: real images, as many as are drawn, for the scale.
 #
 # **Who judges.** `distance` is the Fréchet distance between images from codes of the prior and the test images in the features of `judge`, which is never the loss's network: for labels it has been trained on the other half of the labelled images, with another width and from another start, and `second` adds a network of another kind in `second_distance`. `own_distance` is in the loss's own network and decides nothing. A judge that puts a set of noise, or of mean images, before real ones
-# gives no distances. `precision` and `recall` are in the judge's features. `spectrum_distance` is (5.4a) in dB; the columns that begin with `reconstruction_` are the same for images from the codes of test images.
+# gives no distances. `sample_precision` and `sample_recall` are (42.6) for the drawn images, in the judge's features. `spectrum_distance` is (5.4a) in dB; the columns that begin with `reconstruction_` are the same for images from the codes of test images.
 #
 # `psnr` (dB) and `ssim` are of reconstructions; `rate` is the mean KL in nats; `checkerboard` the grain (30.10) of reconstructions; `spread` the deviation of a pixel over reconstructions, over that of test images: near 0 the decoder paints one image for all. `probe_accuracy` is that of a linear probe from codes to labels, `attribute_accuracy` its mean over all attributes (where there are some), `attribute_chance` what the most frequent value gets.
 # `pixel_weight`, `feature_weight` are $a$ and $b$ of (61.2). Images are cut to $[0, 1]$ before anything is measured.
@@ -158,7 +158,7 @@ for name, stage in run.stages(list(ARMS), cost=lambda name: 1 if name == "pixel"
 # ## Measure
 
 # %%
-columns = """loss distance spectrum_distance precision recall second_distance own_distance reconstruction_distance
+columns = """loss distance spectrum_distance sample_precision sample_recall second_distance own_distance reconstruction_distance
     reconstruction_second_distance reconstruction_spectrum_distance psnr ssim rate checkerboard spread probe_accuracy attribute_accuracy
     attribute_chance pixel_weight feature_weight seconds stopped_by"""
 blank = {"seed": seed} | dict.fromkeys(columns.split())
@@ -178,7 +178,7 @@ def realism(images, before=""):
         if before + name in blank:
             row[before + name] = frechet_distance(here, there[role])
         if role == "judge" and not before:
-            row["precision"], row["recall"] = precision_recall(here, there[role])
+            row["sample_precision"], row["sample_recall"] = precision_recall(here, there[role])
     return row
 
 
