@@ -123,7 +123,7 @@ class Discriminator(nn.Module):
         about = self.embedding(labels, h)
         return self.head(h)[:, 0] + (about * h).sum(1) if about.numel() else self.head(h)[:, 0]
 
-# %% ../nbs/60_adversarial.ipynb #461c1923
+# %% ../nbs/60_adversarial.ipynb #23d7687b
 class DiscriminatorWins(Diverged):
     "The discriminator tells everything apart, epoch after epoch: the generator learns nothing from it any more."
 
@@ -240,7 +240,7 @@ class GAN(ALI):
 
     pairs = False
 
-
+# %% ../nbs/60_adversarial.ipynb #846f3dff
 def slower_adam(parameters, lr: float) -> torch.optim.Optimizer:
     "An `optimizer` for `fit`: its Adam with betas 0.5 and 0.999, less momentum than usual, since the target moves (Radford et al., 2016)."
     optimizer = OPTIMIZERS["adam"][0](parameters, lr)

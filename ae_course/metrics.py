@@ -103,13 +103,18 @@ def r2(x_hat: Tensor, x: Tensor) -> float:
         return math.nan
     return 1 - (x_hat - x).square().sum().item() / total
 
-# %% ../nbs/05_metrics.ipynb #0ae62f46
+# %% ../nbs/05_metrics.ipynb #45342772
 class Spectrum(NamedTuple):
     "Radially averaged power: `frequency` (K,) in cycles a pixel, `power` (N, K) of each image, `count` (K,) Fourier terms in each ring."
 
     frequency: Tensor
     power: Tensor
     count: Tensor
+
+    def line(self) -> tuple[list[float], list[float]]:
+        "What is drawn: frequencies above 0 and up to 0.5, and the mean power over the images there."
+        drawn = (self.frequency > 0) & (self.frequency <= 0.5)
+        return self.frequency[drawn].tolist(), self.power.mean(0)[drawn].tolist()
 
 
 def radial_spectrum(x: Tensor) -> Spectrum:
@@ -128,14 +133,12 @@ def radial_spectrum(x: Tensor) -> Spectrum:
     total = torch.zeros(len(x), len(count), dtype=x.dtype, device=x.device).index_add_(1, ring, power)
     return Spectrum(torch.arange(len(count), device=x.device) / n, total / count, count)
 
-# %% ../nbs/05_metrics.ipynb #84411cff
+# %% ../nbs/05_metrics.ipynb #967e21f1
 def spectrum_distance(a: Tensor, b: Tensor) -> float:
     "Distance (5.4a) in dB of the mean radial spectra of images `a` (N, C, H, W) and `b` (M, C, H, W), frequency 0 and corners left out."
     if a.ndim != 4 or b.ndim != 4 or a.shape[1:] != b.shape[1:] or not len(a) or not len(b):
         raise ValueError(f"spectrum_distance: got shapes {tuple(a.shape)} and {tuple(b.shape)}, expected (N, C, H, W) and (M, C, H, W)")
-    (frequency, of_a, _), (_, of_b, _) = radial_spectrum(a), radial_spectrum(b)
-    whole = (frequency > 0) & (frequency <= 0.5)
-    powers = [of.mean(0)[whole].clamp(min=1e-20) for of in (of_a, of_b)]
+    powers = [torch.tensor(radial_spectrum(x).line()[1], dtype=torch.float64).clamp(min=1e-20) for x in (a, b)]
     return (10 * (powers[0] / powers[1]).log10()).square().mean().sqrt().item()
 
 # %% ../nbs/05_metrics.ipynb #429f0548

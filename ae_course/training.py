@@ -743,7 +743,7 @@ def evaluate(model: nn.Module, data, *, corrupt: bool = False, seed: int = 0, ba
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return _evaluate(model, Feed(data, device), mix(seed, 3), batch_size, corrupt)
 
-# %% ../nbs/02_training.ipynb #c991403d
+# %% ../nbs/02_training.ipynb #2c50550e
 def _check_settings(model: nn.Module, n: int, epochs, batch_size, precision) -> None:
     "BadArgument for counts that are no counts, an unknown precision, and a last batch of one under batch normalisation."
     for name, value, least in (("epochs", epochs, 0), ("batch_size", n if batch_size is None else batch_size, 1)):
@@ -810,7 +810,7 @@ def _resume(t: Training) -> None:
         if t.state.epoch > t.epochs:
             raise CheckpointError(f"{t.checkpoint}: holds {t.state.epoch} epochs, asked {t.epochs}; use another checkpoint path")
 
-
+# %% ../nbs/02_training.ipynb #8e1eb03c
 def _no_memory(error: BaseException) -> bool:
     "Whether memory ran out: PyTorch has an error of its own for it on CUDA alone, elsewhere only the words."
     kinds, words = (torch.OutOfMemoryError, MemoryError), r"out of memory|can't allocate memory|ALLOC_FAILED"

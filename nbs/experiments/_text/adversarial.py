@@ -173,9 +173,7 @@ run.save(image_grid(first_few(rebuilt), title=title, alt="Test images and their 
 
 # %%
 spectra = {name: radial_spectrum(images) for name, images in pictures.items() if name not in ("train images", "ali, labels")}
-some = spectra["test images"].frequency
-inside = (some > 0) & (some <= 0.5)
-run.save(curves({name: (some[inside].tolist(), s.power.mean(0)[inside].tolist()) for name, s in spectra.items()},
+run.save(curves({name: s.line() for name, s in spectra.items()},
                 x="frequency (cycles a pixel)", y="mean power", title=title,
                 alt="Mean radial power of test images and of images from codes of the prior, a line a model"), "spectra")  # fmt: skip
 measured = {row["model"]: row for row in rows}

@@ -169,9 +169,7 @@ run.save(image_grid(first_few(rebuilt), title=title, alt="Test images and their 
 # %%
 chosen = ("test images", "plain", "plain, drawn", "pixelcnn", "narrow", "no code")
 spectra = {name: radial_spectrum(pictures[name]) for name in chosen}
-whole = (spectra["plain"].frequency > 0) & (spectra["plain"].frequency <= 0.5)
-lines = {name: (s.frequency[whole].tolist(), s.power.mean(0)[whole].tolist()) for name, s in spectra.items()}
-run.save(curves(lines, x="frequency (cycles a pixel)", y="mean power", title=title,
+run.save(curves({name: s.line() for name, s in spectra.items()}, x="frequency (cycles a pixel)", y="mean power", title=title,
                 alt="Mean radial power of test images and of images from codes of the prior, a line a decoder"), "spectra")  # fmt: skip
 measured = {r["decoder"]: r for r in rows}
 run.save(dots({what: {name: measured[name][what] for name in ARMS if name != "no code"} for what in ("rate", "information", "swap")},

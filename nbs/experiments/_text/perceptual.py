@@ -218,9 +218,7 @@ run.save(image_grid(first(rebuilt), title=title, alt="Test images and their reco
 
 # %%
 for what, sets in (("samples", drawn), ("reconstructions", rebuilt)):
-    spectra = {name: radial_spectrum(images) for name, images in {"test images": x_test, **sets}.items()}
-    whole = (spectra["pixel"].frequency > 0) & (spectra["pixel"].frequency <= 0.5)
-    lines = {name: (s.frequency[whole].tolist(), s.power.mean(0)[whole].tolist()) for name, s in spectra.items()}
+    lines = {name: radial_spectrum(images).line() for name, images in {"test images": x_test, **sets}.items()}
     run.save(curves(lines, x="frequency (cycles a pixel)", y="mean power", title=f"{what}: {title}",
                     alt=f"Mean radial power of test images and of {what}, a line a loss"), f"spectra_{what}")  # fmt: skip
 
